@@ -1,0 +1,72 @@
+# `make train` and `make test` set everything up by themselves; the second call reuses it.
+#   VMAMBA_BUILD=auto|cpu|cuda|off   which native libraries to build (auto: what can be)
+#   PY=python3                       use this Python and its packages instead of .venv
+
+SHELL := bash
+VENV ?= .venv
+PYTHON ?= python3
+VMAMBA_BUILD ?= auto
+export VMAMBA_BUILD
+
+SOURCES := setup.py pyproject.toml $(shell find kernels/csrc -type f 2>/dev/null)
+
+ifeq ($(origin PY),undefined)
+PY := $(VENV)/bin/python
+READY := $(VENV)/.built-$(VMAMBA_BUILD)
+else
+READY := native-in-place
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-slow lint bench gpu-check data doctor clean native-in-place
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+
+setup: $(READY) ## create .venv, install, build the native library
+
+$(VENV)/.installed: requirements.txt
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.built-$(VMAMBA_BUILD): $(VENV)/.installed $(SOURCES)
+	@rm -f $(VENV)/.built-*
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(VENV)/bin/python -m vmamba.doctor --brief
+	@touch $@
+
+native-in-place:
+	@$(PY) setup.py build_ext --inplace
+
+train: $(READY) ## train a small VMamba on the bundled digits, evaluate it, keep checkpoint, curves and log
+	$(PY) -m classification --cfg configs/classification/vmamba_digits.yaml --output output $(ARGS)
+
+lint: $(READY) ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+test: lint ## lint, types and the whole test suite
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
+
+test-slow: $(READY) ## what does not fit the budget of `make test`
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow $(ARGS)
+
+bench: $(READY) ## kernels and backbones against their peers, side by side
+	$(PY) kernels/benchmarks/selective_scan.py $(ARGS)
+	$(PY) kernels/benchmarks/backbone.py $(ARGS)
+
+gpu-check: $(READY) ## every GPU test, then the benchmarks on the GPU: one call
+	$(PY) -m vmamba.doctor
+	$(PY) -m pytest -m gpu $(ARGS)
+	$(PY) kernels/benchmarks/selective_scan.py --device cuda
+	$(PY) kernels/benchmarks/backbone.py --device cuda
+
+data: $(READY) ## fetch Fashion-MNIST into data/
+	$(PY) -m classification.fetch fashion_mnist
+
+doctor: $(READY) ## versions, and which backend each operator uses and why
+	@$(PY) -m vmamba.doctor
+
+clean: ## remove what was built, keep .venv and output
+	rm -rf build *.egg-info kernels/vmamba_kernels/*.so $(VENV)/.built-*

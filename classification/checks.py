@@ -1,0 +1,212 @@
+"""Values that make no sense, settings that are not built yet, and settings that a path ignores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from classification.sources import check_dataset
+from vmamba.errors import UserError, closest
+
+_CHOICES = {
+    "DATA.INTERPOLATION": ("bicubic", "random", "bilinear", "lanczos", "hamming"),
+    "DATA.CACHE_MODE": ("no", "full", "part"),
+    "MODEL.TYPE": ("vssm", "timm"),
+    "MODEL.PRETRAINED_ENTRY": ("auto", "model", "model_ema"),
+    "TRAIN.LR_SCHEDULER.NAME": ("cosine", "linear", "step", "multistep"),
+    "TRAIN.DECAY_GROUPS": ("published", "corrected"),
+    "AUG.REMODE": ("pixel", "rand", "const"),
+    "AUG.MIXUP_MODE": ("batch", "pair", "elem"),
+    "AMP_DTYPE": ("auto", "float16", "bfloat16"),
+    "DEVICE": ("auto", "cpu", "cuda"),
+}
+_AT_LEAST = {
+    "DATA.BATCH_SIZE": 1,
+    "DATA.NUM_WORKERS": 0,
+    "MODEL.NUM_CLASSES": 1,
+    "TRAIN.START_EPOCH": 0,
+    "TRAIN.EPOCHS": 1,
+    "TRAIN.WARMUP_EPOCHS": 0,
+    "TRAIN.ACCUMULATION_STEPS": 1,
+    "TRAIN.BASE_LR": 0,
+    "TRAIN.WARMUP_LR": 0,
+    "TRAIN.MIN_LR": 0,
+    "TRAIN.WEIGHT_DECAY": 0,
+    "TRAIN.MAX_NONFINITE": 1,
+    "AUG.MIXUP": 0,
+    "AUG.CUTMIX": 0,
+    "AUG.CROP_PADDING": 0,
+    "SAVE_FREQ": 1,
+    "PRINT_FREQ": 1,
+    "KEEP_CHECKPOINTS": 0,
+}
+_SHARES = (
+    "MODEL.DROP_RATE",
+    "MODEL.DROP_PATH_RATE",
+    "MODEL.LABEL_SMOOTHING",
+    "AUG.REPROB",
+    "AUG.MIXUP_PROB",
+    "AUG.MIXUP_SWITCH_PROB",
+    "AUG.HFLIP",
+    "EMA.DECAY",
+)
+# (true when it applies, the keys, why they do nothing)
+_IGNORED: tuple[tuple[Callable[[CfgNode], bool], tuple[str, ...], str], ...] = (
+    (
+        lambda c: True,
+        (
+            "DATA.MASK_PATCH_SIZE", "DATA.MASK_RATIO", "MODEL.MMCKPT", "TRAIN.MOE.SAVE_MASTER", "ENABLE_AMP",
+            "AMP_OPT_LEVEL", "TRAINCOST_MODE", "FUSED_LAYERNORM", "MODEL.VSSM.SSM_RANK_RATIO",
+        ),
+        "no part of the published trainer or of this one reads it",
+    ),
+    (lambda c: True, ("TEST.SEQUENTIAL", "TEST.SHUFFLE"), "evaluation counts every image once, in any order"),
+    (lambda c: not c.DATA.ZIP_MODE, ("DATA.CACHE_MODE",), "it belongs to zip mode"),
+    (lambda c: c.MODEL.TYPE == "vssm", ("MODEL.TIMM", "MODEL.DROP_RATE"), "MODEL.TYPE is vssm"),
+    (lambda c: c.MODEL.TYPE == "timm", ("MODEL.VSSM.",), "MODEL.TYPE is timm; its arguments are under MODEL.TIMM"),
+    (
+        lambda c: not (c.MODEL.PRETRAINED or c.EVAL_MODE),
+        ("MODEL.PRETRAINED_ENTRY", "MODEL.ALLOW_HEAD_MISMATCH"),
+        "there is no MODEL.PRETRAINED",
+    ),
+    (lambda c: not c.EMA.ENABLE, ("EMA.DECAY", "EMA.FORCE_CPU", "EMA.WARMUP"), "EMA.ENABLE is off"),
+    (lambda c: not c.AMP_ENABLE, ("AMP_DTYPE",), "AMP_ENABLE is off"),
+    (lambda c: c.TRAIN.OPTIMIZER.NAME == "adamw", ("TRAIN.OPTIMIZER.MOMENTUM",), "adamw has betas instead"),
+    (
+        lambda c: c.TRAIN.OPTIMIZER.NAME == "sgd",
+        ("TRAIN.OPTIMIZER.BETAS", "TRAIN.OPTIMIZER.EPS"),
+        "sgd has a momentum instead",
+    ),
+    (
+        lambda c: c.TRAIN.LR_SCHEDULER.NAME != "step",
+        ("TRAIN.LR_SCHEDULER.DECAY_EPOCHS", "TRAIN.LR_SCHEDULER.DECAY_RATE"),
+        "TRAIN.LR_SCHEDULER.NAME is not step",
+    ),
+    (
+        lambda c: c.TRAIN.LR_SCHEDULER.NAME != "multistep",
+        ("TRAIN.LR_SCHEDULER.MULTISTEPS", "TRAIN.LR_SCHEDULER.GAMMA"),
+        "TRAIN.LR_SCHEDULER.NAME is not multistep",
+    ),
+    (
+        lambda c: c.TRAIN.LR_SCHEDULER.NAME in ("step", "multistep"),
+        ("TRAIN.MIN_LR",),
+        "only the cosine and linear schedules end at it",
+    ),
+    (
+        lambda c: not _mixes(c),
+        ("AUG.MIXUP_PROB", "AUG.MIXUP_SWITCH_PROB", "AUG.MIXUP_MODE"),
+        "mixup and cutmix are off",
+    ),
+    (lambda c: c.AUG.REPROB == 0, ("AUG.REMODE", "AUG.RECOUNT"), "AUG.REPROB is 0"),
+    (lambda c: c.AUG.AUTO_AUGMENT != "none", ("AUG.COLOR_JITTER",), "AUG.AUTO_AUGMENT replaces it"),
+    (lambda c: _small(c), ("AUG.SCALE", "AUG.RATIO"), "images up to 32 pixels are padded and cropped"),
+    (lambda c: _small(c), ("TEST.CROP",), "images up to 32 pixels are resized"),
+    (lambda c: not _small(c), ("AUG.CROP_PADDING",), "images above 32 pixels are resized and cropped"),
+)
+
+
+def check_values(config: CfgNode, stated: set[str]) -> None:
+    """Raise `UserError` for the first value that is out of range or asks for what is not built yet."""
+    for key, choices in _CHOICES.items():
+        value = _value(config, key)
+        if value not in choices:
+            raise UserError(f"{key} '{value}' is unknown; it is one of {', '.join(choices)}.{closest(value, choices)}")
+    for key, least in _AT_LEAST.items():
+        if _value(config, key) < least:
+            raise UserError(f"{key} must be at least {least}, not {_value(config, key)}")
+    for key in _SHARES:
+        if not 0 <= _value(config, key) <= 1:
+            raise UserError(f"{key} must lie between 0 and 1, not {_value(config, key)}")
+    check_dataset(config.DATA.DATASET)
+    _check_images(config)
+    _check_schedule(config)
+    _refuse_unbuilt(config)
+
+
+def ignored_settings(config: CfgNode, stated: set[str]) -> list[str]:
+    """Return one line for each stated key that this configuration does not use."""
+    lines = []
+    for applies, keys, reason in _IGNORED:
+        if applies(config):
+            hits = [key for key in sorted(stated) if any(key == k or key.startswith(k.rstrip(".") + ".") for k in keys)]
+            lines += [f"{key} has no effect: {reason}" for key in hits if _differs(config, key)]
+    return lines
+
+
+def overruled_by_resume(config: CfgNode, checkpoint: Path | None) -> list[str]:
+    """Return one line for each setting that does nothing because the run continues from `checkpoint`."""
+    if checkpoint is None:
+        return []
+    lines = []
+    if config.MODEL.RESUME and Path(config.MODEL.RESUME) != checkpoint:
+        lines.append(f"MODEL.RESUME has no effect: this run continues its own {checkpoint}")
+    if config.MODEL.PRETRAINED:
+        lines.append(f"MODEL.PRETRAINED has no effect: this run continues {checkpoint}")
+    if config.TRAIN.START_EPOCH:
+        lines.append(f"TRAIN.START_EPOCH has no effect: {checkpoint} says where to go on")
+    return lines
+
+
+def _check_images(config: CfgNode) -> None:
+    size = config.DATA.IMG_SIZE
+    if isinstance(size, list) and (len(size) != 2 or not all(isinstance(s, int) for s in size)):
+        raise UserError(f"DATA.IMG_SIZE must be one number or [height, width], not {size}")
+    if min(size if isinstance(size, list) else [size]) < 1:
+        raise UserError(f"DATA.IMG_SIZE must be at least 1, not {size}")
+    channels = config.MODEL.VSSM.IN_CHANS if config.MODEL.TYPE == "vssm" else config.MODEL.TIMM.get("in_chans", 3)
+    if channels not in (1, 3):
+        raise UserError(f"images have 1 or 3 channels here, not {channels} (MODEL.VSSM.IN_CHANS)")
+    for key in ("DATA.MEAN", "DATA.STD"):
+        if len(_value(config, key)) != channels:
+            raise UserError(f"{key} {_value(config, key)} needs one number for each of {channels} input channels")
+    minmax = config.AUG.CUTMIX_MINMAX
+    if minmax is not None and len(minmax) != 2:
+        raise UserError(f"AUG.CUTMIX_MINMAX must be [low, high], not {minmax}")
+
+
+def _check_schedule(config: CfgNode) -> None:
+    train = config.TRAIN
+    if train.WARMUP_EPOCHS > train.EPOCHS:
+        raise UserError(
+            f"TRAIN.WARMUP_EPOCHS {train.WARMUP_EPOCHS} is longer than TRAIN.EPOCHS {train.EPOCHS}; lower the warm-up"
+        )
+    if train.LR_SCHEDULER.NAME == "multistep" and not train.LR_SCHEDULER.MULTISTEPS:
+        raise UserError("TRAIN.LR_SCHEDULER.MULTISTEPS is empty; name the epochs at which the learning rate falls")
+
+
+def _refuse_unbuilt(config: CfgNode) -> None:
+    if config.DATA.ZIP_MODE:
+        raise UserError("not supported yet: DATA.ZIP_MODE; unpack the archive and name its folder as DATA.DATA_PATH")
+    if config.TRAIN.LAYER_DECAY != 1.0:
+        raise UserError("not supported yet: TRAIN.LAYER_DECAY other than 1.0")
+    for key in ("MODEL.PRETRAINED", "MODEL.RESUME"):
+        if _value(config, key).startswith(("http://", "https://")):
+            raise UserError(f"not supported yet: {key} as an address; download the file and name its path")
+
+
+def _mixes(config: CfgNode) -> bool:
+    return config.AUG.MIXUP > 0 or config.AUG.CUTMIX > 0 or config.AUG.CUTMIX_MINMAX is not None
+
+
+def _small(config: CfgNode) -> bool:
+    size = config.DATA.IMG_SIZE
+    return max(size if isinstance(size, list) else [size]) <= 32
+
+
+def _value(config: CfgNode, key: str):
+    node = config
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
+def _differs(config: CfgNode, key: str) -> bool:
+    """True when the key no longer has its default value."""
+    from classification.defaults import defaults
+
+    try:
+        return _value(config, key) != _value(defaults(), key)
+    except KeyError:
+        return True

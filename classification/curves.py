@@ -1,0 +1,53 @@
+"""A picture of a run: loss, accuracy, learning rate. ``python -m classification.curves RUN_FOLDER`` draws it anew."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from classification.records import METRICS, read_metrics
+from vmamba.errors import UserError, exit_on_user_error
+
+CURVES = "curves.png"
+_PANELS = (
+    ("loss", (("train_loss", "training"), ("val_loss", "held out"), ("ema_val_loss", "held out, EMA"))),
+    ("top-1 accuracy, %", (("acc1", "held out"), ("ema_acc1", "held out, EMA"))),
+    ("learning rate", (("lr", "at the end of the epoch"),)),
+)
+
+
+def draw_curves(folder: Path) -> Path:
+    """Draw ``curves.png`` beside the ``metrics.csv`` of `folder` and return its path."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    source = folder / METRICS
+    if not source.exists():
+        raise UserError(f"there is no {source}; name a run folder that has trained at least one epoch")
+    rows = read_metrics(source)
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, lines) in zip(figure.subplots(1, len(_PANELS)), _PANELS):
+        for column, label in lines:
+            points = [(row["epoch"], row[column]) for row in rows if row.get(column) is not None]
+            if points:
+                axes.plot(*zip(*points), label=label, marker="." if len(points) < 40 else None)
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+        if len(lines) > 1:
+            axes.legend()
+    path = folder / CURVES
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def main() -> int:
+    """Draw the curves of the run folder named on the command line."""
+    if len(sys.argv) != 2:
+        raise UserError("usage: python -m classification.curves RUN_FOLDER")
+    print(draw_curves(Path(sys.argv[1])))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_on_user_error(main)())

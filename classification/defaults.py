@@ -1,0 +1,167 @@
+"""Every configuration key with its default.
+
+The published VMamba trainer's keys, by their names and values, and ours, marked so. ``docs/training.md`` explains them.
+"""
+
+from __future__ import annotations
+
+from yacs.config import CfgNode
+
+IMAGENET_MEAN = [0.485, 0.456, 0.406]
+IMAGENET_STD = [0.229, 0.224, 0.225]
+
+_DEFAULTS: dict = {
+    "BASE": [""],
+    "DATA": {
+        "BATCH_SIZE": 128,
+        "DATA_PATH": "",
+        "DATASET": "imagenet",
+        "IMG_SIZE": 224,
+        "INTERPOLATION": "bicubic",
+        "ZIP_MODE": False,
+        "CACHE_MODE": "part",
+        "PIN_MEMORY": True,
+        "NUM_WORKERS": 8,
+        "MASK_PATCH_SIZE": 32,
+        "MASK_RATIO": 0.6,
+        # ours
+        "MEAN": IMAGENET_MEAN,
+        "STD": IMAGENET_STD,
+    },
+    "MODEL": {
+        "TYPE": "vssm",
+        "NAME": "vssm_tiny_224",
+        "PRETRAINED": "",
+        "RESUME": "",
+        "NUM_CLASSES": 1000,
+        "DROP_RATE": 0.0,
+        "DROP_PATH_RATE": 0.1,
+        "LABEL_SMOOTHING": 0.1,
+        "MMCKPT": False,
+        "VSSM": {
+            "PATCH_SIZE": 4,
+            "IN_CHANS": 3,
+            "DEPTHS": [2, 2, 9, 2],
+            "EMBED_DIM": 96,
+            "SSM_D_STATE": 16,
+            "SSM_RATIO": 2.0,
+            "SSM_RANK_RATIO": 2.0,
+            "SSM_DT_RANK": "auto",
+            "SSM_ACT_LAYER": "silu",
+            "SSM_CONV": 3,
+            "SSM_CONV_BIAS": True,
+            "SSM_DROP_RATE": 0.0,
+            "SSM_INIT": "v0",
+            "SSM_FORWARDTYPE": "v2",
+            "MLP_RATIO": 4.0,
+            "MLP_ACT_LAYER": "gelu",
+            "MLP_DROP_RATE": 0.0,
+            "PATCH_NORM": True,
+            "NORM_LAYER": "ln",
+            "DOWNSAMPLE": "v2",
+            "PATCHEMBED": "v2",
+            "POSEMBED": False,
+            "GMLP": False,
+        },
+        # ours
+        "TIMM": {},
+        "PRETRAINED_ENTRY": "auto",
+        "ALLOW_HEAD_MISMATCH": False,
+    },
+    "TRAIN": {
+        "START_EPOCH": 0,
+        "EPOCHS": 300,
+        "WARMUP_EPOCHS": 20,
+        "WEIGHT_DECAY": 0.05,
+        "BASE_LR": 5e-4,
+        "WARMUP_LR": 5e-7,
+        "MIN_LR": 5e-6,
+        "CLIP_GRAD": 5.0,
+        "AUTO_RESUME": True,
+        "ACCUMULATION_STEPS": 1,
+        "USE_CHECKPOINT": False,
+        "LR_SCHEDULER": {
+            "NAME": "cosine",
+            "DECAY_EPOCHS": 30,
+            "DECAY_RATE": 0.1,
+            "WARMUP_PREFIX": True,
+            "GAMMA": 0.1,
+            "MULTISTEPS": [],
+        },
+        "OPTIMIZER": {"NAME": "adamw", "EPS": 1e-8, "BETAS": (0.9, 0.999), "MOMENTUM": 0.9},
+        "LAYER_DECAY": 1.0,
+        "MOE": {"SAVE_MASTER": False},
+        # ours
+        "DECAY_GROUPS": "published",
+        "MAX_NONFINITE": 10,
+    },
+    "AUG": {
+        "COLOR_JITTER": 0.4,
+        "AUTO_AUGMENT": "rand-m9-mstd0.5-inc1",
+        "REPROB": 0.25,
+        "REMODE": "pixel",
+        "RECOUNT": 1,
+        "MIXUP": 0.8,
+        "CUTMIX": 1.0,
+        "CUTMIX_MINMAX": None,
+        "MIXUP_PROB": 1.0,
+        "MIXUP_SWITCH_PROB": 0.5,
+        "MIXUP_MODE": "batch",
+        # ours
+        "HFLIP": 0.5,
+        "SCALE": (0.08, 1.0),
+        "RATIO": (0.75, 4.0 / 3.0),
+        "CROP_PADDING": 4,
+    },
+    "TEST": {"CROP": True, "SEQUENTIAL": False, "SHUFFLE": False},
+    # ours; the published trainer has these three as flags only
+    "EMA": {
+        "ENABLE": True,
+        "DECAY": 0.9999,
+        "FORCE_CPU": False,
+        "WARMUP": False,
+    },
+    "AMP_ENABLE": True,
+    "AMP_DTYPE": "auto",
+    "ENABLE_AMP": False,
+    "AMP_OPT_LEVEL": "",
+    "OUTPUT": "",
+    "TAG": "default",
+    "SAVE_FREQ": 1,
+    "PRINT_FREQ": 10,
+    "SEED": 0,
+    "EVAL_MODE": False,
+    "THROUGHPUT_MODE": False,
+    "TRAINCOST_MODE": False,
+    "FUSED_LAYERNORM": False,
+    # ours
+    "DEVICE": "auto",
+    "MEMORY_LIMIT_RATE": -1.0,
+    "KEEP_CHECKPOINTS": 3,
+    "TENSORBOARD": True,
+}
+
+# Keys that take more than the type of their default.
+ALSO_TAKES: dict[str, tuple[type, ...]] = {
+    "BASE": (str,),
+    "DATA.IMG_SIZE": (list,),
+    "MODEL.VSSM.EMBED_DIM": (list,),
+    "MODEL.VSSM.SSM_DT_RANK": (int,),
+    "AUG.CUTMIX_MINMAX": (list,),
+    "TRAIN.CLIP_GRAD": (type(None),),
+}
+# A node of free names: they are passed on as they are.
+FREE_NODES = ("MODEL.TIMM",)
+
+
+def defaults() -> CfgNode:
+    """Return a fresh configuration with the default of every key."""
+    return CfgNode(_DEFAULTS)
+
+
+def known_keys(node: dict | None = None, prefix: str = "") -> list[str]:
+    """Return the dotted names of all keys."""
+    names: list[str] = []
+    for key, value in (_DEFAULTS if node is None else node).items():
+        names += known_keys(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [prefix + key]
+    return names

@@ -1,0 +1,177 @@
+"""The run: parse, build, loop, close."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from yacs.config import CfgNode
+
+from classification.arguments import parse
+from classification.build import build_network, build_trainer, load_pretrained, updates_per_epoch
+from classification.checkpoint import BEST, Progress, find_resume, resume, save_best, save_epoch
+from classification.checks import ignored_settings, overruled_by_resume
+from classification.config import as_yaml
+from classification.curves import draw_curves
+from classification.data import Data, build_data
+from classification.evaluate import Score, evaluate
+from classification.log import Bar, close_logger, create_logger
+from classification.records import Records
+from classification.rng import seed_everything
+from classification.run_folder import open_run_folder, write_settings
+from classification.throughput import measure_throughput
+from classification.train import Trainer, TrainingStopped, train_one_epoch
+from classification.world import World, start_world
+from vmamba.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for and return the exit code."""
+    config, stated = parse(argv)
+    console = Console(file=sys.stdout)
+    with start_world(config.DEVICE, config.MEMORY_LIMIT_RATE) as world, open_run_folder(config, world) as folder:
+        logger = create_logger(config.MODEL.NAME, world.rank, folder, console)
+        try:
+            run(config, stated, world, folder, logger, console)
+        except TrainingStopped as error:
+            logger.error(str(error))
+            return 1
+        except KeyboardInterrupt:
+            logger.error("interrupted; the same command goes on after the last epoch checkpoint")
+            return 130
+        finally:
+            close_logger(logger)
+    return 0
+
+
+def run(
+    config: CfgNode, stated: set[str], world: World, folder: Path, logger: logging.Logger, console: Console
+) -> None:
+    """Build the parts of the run and train, evaluate or measure."""
+    seed_everything(config.SEED + world.rank)
+    for line in ignored_settings(config, stated):
+        logger.warning(line)
+    if config.THROUGHPUT_MODE:
+        measure_throughput(build_network(config, world, logger), config, world.device, logger)
+        return
+    data = build_data(config, stated, world)
+    trainer = build_trainer(config, build_network(config, world, logger), data, world, logger)
+    logger.info(f"{world.size} process(es) on {world.device.type}, {trainer.precision}, {len(data.classes)} classes")
+    if config.EVAL_MODE:
+        load_for_evaluation(trainer, folder)
+        evaluate_all(trainer, data)
+        return
+    progress = start(trainer, data, folder)
+    train(trainer, data, progress, folder, console)
+
+
+def start(trainer: Trainer, data: Data, folder: Path) -> Progress:
+    """Fill the trainer with the state to start from: a resumed run, pretrained weights or fresh ones."""
+    config, logger = trainer.config, trainer.logger
+    checkpoint = find_resume(folder, config.MODEL.RESUME, config.TRAIN.AUTO_RESUME, trainer.world, logger)
+    if checkpoint is None and config.MODEL.PRETRAINED:
+        load_pretrained(config, trainer)
+    for line in overruled_by_resume(config, checkpoint):
+        logger.warning(line)
+    if trainer.world.first:
+        write_settings(config, folder)
+    logger.debug(as_yaml(config))
+    if checkpoint is not None:
+        return resume(trainer, checkpoint, updates_per_epoch(config, data))
+    trainer.updates = config.TRAIN.START_EPOCH * updates_per_epoch(config, data)
+    trainer.schedule.step_update(trainer.updates)
+    return Progress(epoch=config.TRAIN.START_EPOCH)
+
+
+def train(trainer: Trainer, data: Data, progress: Progress, folder: Path, console: Console) -> None:
+    """Train the epochs that are left; after each one evaluate, record and save; at the end say where everything is."""
+    assert data.train is not None
+    config, world, logger = trainer.config, trainer.world, trainer.logger
+    steps, began = len(data.train), time.monotonic()
+    if progress.epoch >= config.TRAIN.EPOCHS:
+        logger.info(f"all {config.TRAIN.EPOCHS} epochs are done; --tag NAME starts another run, --epochs N trains on")
+        evaluate_all(trainer, data)
+    records = Records(folder, progress.epoch, config.TENSORBOARD, logger) if world.first else None
+    with Bar(console, config.TRAIN.EPOCHS * steps, progress.epoch * steps, visible=world.first) as bar:
+        for epoch in range(progress.epoch, config.TRAIN.EPOCHS):
+            summary = train_one_epoch(trainer, data.train, epoch, bar.step)
+            score, score_ema = evaluate_all(trainer, data)
+            better = take_scores(progress, epoch, score, score_ema, logger)
+            if records is not None:
+                records.add(_row(epoch, summary, score, score_ema))
+            if better:
+                save_best(trainer, progress, data.classes, folder)
+            if epoch % config.SAVE_FREQ == 0 or epoch == config.TRAIN.EPOCHS - 1:
+                save_epoch(trainer, progress, data.classes, folder)
+    logger.info(f"Training time {datetime.timedelta(seconds=int(time.monotonic() - began))}")
+    if records is not None:
+        records.close()
+        logger.info(f"best accuracy {progress.best:.2f}%")
+        logger.info(f"checkpoint {folder / BEST}")
+        logger.info(f"curves     {draw_curves(folder)}")
+        logger.info(f"log        {folder / 'log_rank0.txt'}")
+
+
+def evaluate_all(trainer: Trainer, data: Data) -> tuple[Score, Score | None]:
+    """Return the scores of the weights and of their average, logged in the published form."""
+    config, logger = trainer.config, trainer.logger
+    networks = {"": trainer.network}
+    if trainer.average is not None:
+        networks[" ema"] = trainer.average.on(trainer.world.device)
+    scores = []
+    for label, network in networks.items():
+        score = evaluate(network, data.held_out, trainer.precision, trainer.world, logger, config.PRINT_FREQ)
+        logger.info(f"Accuracy of the network{label} on the {score.images} test images: {score.top1:.1f}%")
+        scores.append(score)
+    return scores[0], scores[1] if len(scores) > 1 else None
+
+
+def take_scores(progress: Progress, epoch: int, score: Score, score_ema: Score | None, logger: logging.Logger) -> bool:
+    """Move `progress` past `epoch` and return True when one of the scores is the best of the run so far."""
+    best_before = progress.best
+    progress.epoch = epoch + 1
+    progress.max_accuracy = max(progress.max_accuracy, score.top1)
+    logger.info(f"Max accuracy: {progress.max_accuracy:.2f}%")
+    if score_ema is not None:
+        progress.max_accuracy_ema = max(progress.max_accuracy_ema, score_ema.top1)
+        logger.info(f"Max accuracy ema: {progress.max_accuracy_ema:.2f}%")
+    now = max(score.top1, score_ema.top1 if score_ema is not None else 0.0)
+    if now > best_before or best_before == 0:
+        progress.best_is_ema = score_ema is not None and score_ema.top1 >= score.top1
+        return True
+    return False
+
+
+def load_for_evaluation(trainer: Trainer, folder: Path) -> None:
+    """Fill the trainer with the weights of --resume, --pretrained or the run folder, in this order."""
+    config = trainer.config
+    source = config.MODEL.RESUME or config.MODEL.PRETRAINED
+    if not source:
+        found = folder / BEST
+        if not found.exists():
+            raise UserError(f"--eval needs weights: --pretrained FILE, or the --tag of a run; there is no {found}")
+        source = str(found)
+    config.MODEL.PRETRAINED = source
+    load_pretrained(config, trainer)
+
+
+def _row(epoch: int, summary, score: Score, score_ema: Score | None) -> dict:
+    row = {
+        "epoch": epoch,
+        "lr": summary.lr,
+        "train_loss": summary.loss,
+        "grad_norm": summary.grad_norm,
+        "seconds": round(summary.seconds, 3),
+        "images_per_second": round(summary.images_per_second, 1),
+        "val_loss": score.loss,
+        "acc1": score.top1,
+        "acc5": score.top5,
+    }
+    if score_ema is not None:
+        row |= {"ema_val_loss": score_ema.loss, "ema_acc1": score_ema.top1, "ema_acc5": score_ema.top5}
+    return row

@@ -1,0 +1,51 @@
+"""Mixup, cutmix, and the loss that fits the targets they leave."""
+
+from __future__ import annotations
+
+import torch
+from timm.data import Mixup
+from timm.data.mixup import mixup_target
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+
+class AnySizeMixup(Mixup):
+    """timm's Mixup for any batch size: of an odd batch, the last image stays as it is."""
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mixed images [B, C, H, W] and soft targets [B, classes]; the images are changed in place."""
+        even = len(images) - len(images) % 2
+        parts = []
+        if even:
+            parts.append(super().__call__(images[:even], labels[:even]))
+        if even < len(images):
+            plain = mixup_target(labels[even:], self.num_classes, 1.0, self.label_smoothing)
+            parts.append((images[even:], plain))
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def build_mixing(config: CfgNode) -> AnySizeMixup | None:
+    """Return what mixes a batch, or None when mixup, cutmix and their min-max form are all off."""
+    aug = config.AUG
+    if not (aug.MIXUP > 0 or aug.CUTMIX > 0 or aug.CUTMIX_MINMAX is not None):
+        return None
+    return AnySizeMixup(
+        mixup_alpha=aug.MIXUP,
+        cutmix_alpha=aug.CUTMIX,
+        cutmix_minmax=aug.CUTMIX_MINMAX,
+        prob=aug.MIXUP_PROB,
+        switch_prob=aug.MIXUP_SWITCH_PROB,
+        mode=aug.MIXUP_MODE,
+        label_smoothing=config.MODEL.LABEL_SMOOTHING,
+        num_classes=config.MODEL.NUM_CLASSES,
+    )
+
+
+def build_criterion(config: CfgNode, mixing: AnySizeMixup | None) -> nn.Module:
+    """Return the loss for soft targets when a batch is mixed, else with label smoothing, else plain cross entropy."""
+    if mixing is not None:
+        return SoftTargetCrossEntropy()
+    if config.MODEL.LABEL_SMOOTHING > 0:
+        return LabelSmoothingCrossEntropy(smoothing=config.MODEL.LABEL_SMOOTHING)
+    return nn.CrossEntropyLoss()

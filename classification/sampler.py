@@ -1,0 +1,51 @@
+"""Which images a process sees, in which order, and the seed of their augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DistributedSampler, Sampler, TensorDataset
+
+from classification.world import World
+
+
+class SeededBatches(Sampler):
+    """Batches of one process, each a list ``[seed, index, index, ...]``.
+
+    The seed depends on (run seed, epoch, rank, batch number) alone: neither on how many workers load the data nor on
+    what was loaded before, so an epoch can be repeated exactly.
+    """
+
+    def __init__(self, size: int, batch_size: int, world: World, seed: int, train: bool) -> None:
+        self.batch_size, self.world, self.seed, self.train = batch_size, world, seed, train
+        self.epoch = 0
+        self._size = size
+        indices = TensorDataset(torch.arange(size))
+        self._order: DistributedSampler = DistributedSampler(
+            indices, world.size, world.rank, shuffle=True, seed=seed, drop_last=True
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the seeds of this epoch; training only."""
+        self.epoch = epoch
+        self._order.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        mine = len(self._mine()) if not self.train else len(self._order)
+        return mine // self.batch_size if self.train else -(-mine // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        indices = list(self._order) if self.train else self._mine()
+        for number in range(len(self)):
+            start = number * self.batch_size
+            yield [self._batch_seed(number), *indices[start : start + self.batch_size]]
+
+    def _mine(self) -> list[int]:
+        """Every `world.size`-th image: none twice and none left out, so ranks may differ by one image."""
+        return list(range(self.world.rank, self._size, self.world.size))
+
+    def _batch_seed(self, number: int) -> int:
+        key = [self.seed, self.epoch, self.world.rank, number, int(self.train)]
+        return int(np.random.SeedSequence(key).generate_state(1)[0])

@@ -1,0 +1,179 @@
+"""One training epoch in small steps: forward and backward, agree that all is finite, update."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from timm.scheduler.scheduler import Scheduler
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from yacs.config import CfgNode
+
+from classification.averaging import Average
+from classification.data import Batches
+from classification.meters import Clock, Meter, memory_megabytes
+from classification.mixing import AnySizeMixup
+from classification.precision import Precision
+from classification.world import World
+
+
+class TrainingStopped(RuntimeError):
+    """Training cannot go on; one line that says where and why."""
+
+
+@dataclass
+class Trainer:
+    """Everything an update touches. `model` is `network`, wrapped for several processes where there are some."""
+
+    config: CfgNode
+    world: World
+    network: nn.Module
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Scheduler
+    criterion: nn.Module
+    mixing: AnySizeMixup | None
+    precision: Precision
+    average: Average | None
+    logger: logging.Logger
+    updates: int = 0
+    nonfinite_in_a_row: int = field(default=0)
+
+
+@dataclass(frozen=True)
+class EpochSummary:
+    """What one epoch leaves for the record."""
+
+    loss: float
+    grad_norm: float
+    lr: float
+    seconds: float
+    images_per_second: float
+
+
+def window_of(step: int, steps: int, accumulation: int) -> tuple[int, bool]:
+    """Return how many steps share the update that `step` belongs to, and whether `step` is the last of them.
+
+    The last window of an epoch may be shorter; its gradient is the mean over its own steps.
+    """
+    start = step - step % accumulation
+    size = min(accumulation, steps - start)
+    return size, step == start + size - 1
+
+
+def train_one_epoch(trainer: Trainer, batches: Batches, epoch: int, on_step: Callable[[str], None]) -> EpochSummary:
+    """Train one epoch and return its `EpochSummary`; after each step `on_step` gets a text for the progress bar."""
+    config, steps = trainer.config, len(batches)
+    batches.sampler.set_epoch(epoch)
+    trainer.model.train()
+    trainer.optimizer.zero_grad()
+    losses, norms, times, data_times, model_times = (Meter() for _ in range(5))
+    clock, epoch_clock = Clock(), Clock()
+    finite = torch.ones((), device=trainer.world.device)
+    lr = trainer.optimizer.param_groups[0]["lr"]
+    scale = trainer.precision.scale
+    seen = 0
+
+    for step, (images, labels) in enumerate(batches):
+        data_times.update(clock.lap())
+        size, closes = window_of(step, steps, config.TRAIN.ACCUMULATION_STEPS)
+        loss = forward_backward(trainer, images, labels, size, synchronise=closes)
+        finite = finite * torch.isfinite(loss)
+        seen += len(labels)
+        if closes:
+            lr, scale = trainer.optimizer.param_groups[0]["lr"], trainer.precision.scale
+            norm = update(trainer, finite, epoch, step)
+            if norm is not None:
+                norms.update(norm)
+            finite = torch.ones_like(finite)
+        value = loss.item()
+        if math.isfinite(value):
+            losses.update(value, len(labels))
+        model_times.update(clock.lap())
+        times.update(data_times.val + model_times.val)
+        if step % config.PRINT_FREQ == 0:
+            left = datetime.timedelta(seconds=int(times.avg * (steps - step)))
+            decay = trainer.optimizer.param_groups[0]["weight_decay"]
+            trainer.logger.info(
+                f"Train: [{epoch}/{config.TRAIN.EPOCHS}][{step}/{steps}]\t"
+                f"eta {left} lr {lr:.6f}\t wd {decay:.4f}\t"
+                f"time {times.text()}\tdata time {data_times.text()}\tmodel time {model_times.text()}\t"
+                f"loss {losses.text()}\tgrad_norm {norms.text()}\tloss_scale {scale:.4f} ({scale:.4f})\t"
+                f"mem {memory_megabytes(trainer.world.device):.0f}MB"
+            )
+        on_step(f"epoch {epoch} loss {losses.avg:.3f} {seen * trainer.world.size / max(times.sum, 1e-9):.0f} img/s")
+    seconds = epoch_clock.lap()
+    trainer.logger.info(f"EPOCH {epoch} training takes {datetime.timedelta(seconds=int(seconds))}")
+    return EpochSummary(losses.avg, norms.avg, lr, seconds, seen * trainer.world.size / seconds)
+
+
+def forward_backward(trainer: Trainer, images: Tensor, labels: Tensor, window: int, synchronise: bool) -> Tensor:
+    """Add the gradient of one batch, a share 1/`window` of its update, and return the detached loss of the batch."""
+    images, labels = (t.to(trainer.world.device, non_blocking=True) for t in (images, labels))
+    targets = labels
+    if trainer.mixing is not None:
+        images, targets = trainer.mixing(images, labels)
+    with _no_sync(trainer.model) if not synchronise else nullcontext():
+        with trainer.precision.autocast():
+            logits = trainer.model(images)
+        loss = trainer.criterion(logits.float(), targets)
+        trainer.precision.scaler.scale(loss / window).backward()
+    return loss.detach()
+
+
+def _no_sync(model: nn.Module) -> AbstractContextManager:
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def update(trainer: Trainer, finite: Tensor, epoch: int, step: int) -> float | None:
+    """Move the weights by the accumulated gradient and return its norm; None when all processes agree to skip.
+
+    A loss that is not finite on one process skips the update on all; so does a gradient that is not finite, unless
+    float16 scaling handles it. Nothing but the schedule moves then. Raises `TrainingStopped` after too many in a row.
+    """
+    scaler, limit = trainer.precision.scaler, trainer.config.TRAIN.CLIP_GRAD
+    scaler.unscale_(trainer.optimizer)
+    norm = nn.utils.clip_grad_norm_(trainer.network.parameters(), limit if limit else math.inf)
+    bad = finite == 0
+    if not scaler.is_enabled():
+        bad = bad | ~torch.isfinite(norm)
+    skipped = trainer.world.any(bad)
+    if skipped:
+        _count_nonfinite(trainer, epoch, step)
+        if scaler.is_enabled():
+            scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
+    else:
+        before = trainer.precision.scale
+        scaler.step(trainer.optimizer)
+        scaler.update()
+        skipped = trainer.precision.scale < before
+        if skipped and trainer.precision.scale < 1:
+            _count_nonfinite(trainer, epoch, step)
+        elif not skipped:
+            trainer.nonfinite_in_a_row = 0
+    trainer.optimizer.zero_grad()
+    trainer.updates += 1
+    if trainer.average is not None and not skipped:
+        trainer.average.update(trainer.network, trainer.updates)
+    trainer.schedule.step_update(trainer.updates)
+    return None if skipped else float(norm)
+
+
+def _count_nonfinite(trainer: Trainer, epoch: int, step: int) -> None:
+    trainer.nonfinite_in_a_row += 1
+    limit = trainer.config.TRAIN.MAX_NONFINITE
+    if trainer.nonfinite_in_a_row >= limit:
+        raise TrainingStopped(
+            f"the loss or gradient was not finite {limit} times in a row (epoch {epoch}, step {step}); the last "
+            "checkpoint is intact: lower TRAIN.BASE_LR, or use --amp-dtype bfloat16 or --disable_amp"
+        )
+    trainer.logger.warning(
+        f"epoch {epoch} step {step}: the loss or gradient is not finite, this update is skipped "
+        f"({trainer.nonfinite_in_a_row} in a row, {limit} stop the run)"
+    )

@@ -1,0 +1,114 @@
+"""The processes of a run: who I am, on which device, and how all of us agree."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from vmamba.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among `size`; `size` is 1 where torchrun did not start us."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def first(self) -> bool:
+        """True on the process that logs and writes."""
+        return self.rank == 0
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the sum of `tensor` over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: torch.Tensor) -> bool:
+        """Return True on every process when `flag` is true on one."""
+        flag = flag.to(torch.float32)
+        if self.size > 1:
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the `value` of every process, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_first(self, decide: Callable[[], T]) -> T:
+        """Run `decide` on the first process; every process returns its answer or raises its `UserError`."""
+        answer: list[Any] = [None, None]
+        if self.first:
+            try:
+                answer[0] = decide()
+            except (UserError, FileNotFoundError) as error:
+                if self.size == 1:
+                    raise
+                answer[1] = str(error)
+        if self.size > 1:
+            dist.broadcast_object_list(answer, src=0)
+        if answer[1] is not None:
+            raise UserError(answer[1])
+        return answer[0]
+
+    def sync_buffers(self, module: torch.nn.Module) -> None:
+        """Give every process the buffers (batch statistics) of the first."""
+        if self.size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
+
+
+@contextmanager
+def start_world(device: str = "auto", memory_share: float = -1.0) -> Iterator[World]:
+    """Yield the `World` of this process, and leave the process group at the end.
+
+    torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK) decides; without it there is one process. The GPU is chosen by
+    LOCAL_RANK; on CPU the processes talk through gloo.
+    """
+    rank, size, local_rank = _environment("RANK", 0), _environment("WORLD_SIZE", 1), _environment("LOCAL_RANK", 0)
+    world = World(rank, size, _choose_device(device, local_rank, memory_share))
+    if size > 1:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo")
+    try:
+        yield world
+    finally:
+        if size > 1:
+            dist.destroy_process_group()
+
+
+def _environment(name: str, default: int) -> int:
+    return int(os.environ.get(name, default))
+
+
+def _choose_device(device: str, local_rank: int, memory_share: float) -> torch.device:
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise UserError("--device cuda: torch sees no GPU here; use --device cpu, or see python -m vmamba.doctor")
+    if device == "cpu" or not available:
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"process {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}; "
+            "lower --nproc_per_node or use --device cpu"
+        )
+    torch.cuda.set_device(local_rank)
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.deterministic = True
+    if 0 < memory_share < 1:
+        torch.cuda.set_per_process_memory_fraction(memory_share, local_rank)
+    return torch.device("cuda", local_rank)

@@ -1,0 +1,18 @@
+#include <cstdint>
+#include <initializer_list>
+#include <new>
+#include <type_traits>
+
+#include "../common/selective_scan_args.h"
+#include "vec_portable.h"
+
+#include "narrow_types.h"
+#include "softplus.h"
+#include "tiles.h"
+#include "scan_forward.h"
+#include "scan_backward.h"
+
+const vmamba::ScanKernels& vmamba::portable_kernels() {
+  static const ScanKernels kernels{"portable", forward, backward};
+  return kernels;
+}

@@ -1,0 +1,46 @@
+// Eight floats by AVX2 and FMA.
+#pragma once
+
+#include <immintrin.h>
+
+#define VMAMBA_INLINE inline __attribute__((always_inline))
+
+namespace {
+
+struct Vec {
+  static constexpr int W = 8;
+  static constexpr bool fast_divide = true;
+  __m256 v;
+
+  static VMAMBA_INLINE Vec set(float x) { return {_mm256_set1_ps(x)}; }
+  static VMAMBA_INLINE Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  VMAMBA_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
+};
+
+VMAMBA_INLINE Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+VMAMBA_INLINE Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+VMAMBA_INLINE Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+VMAMBA_INLINE Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+VMAMBA_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+// The second operand is returned where either is NaN.
+VMAMBA_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+VMAMBA_INLINE Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
+VMAMBA_INLINE Vec minus_abs(Vec a) { return {_mm256_or_ps(a.v, _mm256_set1_ps(-0.0f))}; }
+VMAMBA_INLINE Vec select_negative(Vec x, Vec negative, Vec other) {
+  return {_mm256_blendv_ps(other.v, negative.v, x.v)};
+}
+VMAMBA_INLINE float sum(Vec a) {
+  __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+
+// a * 2^k for the integer k in the low bits of a float that was rounded by adding 1.5 * 2^23.
+VMAMBA_INLINE Vec scale_by_rounded(Vec a, Vec rounded) {
+  const __m256i k = _mm256_slli_epi32(_mm256_castps_si256(rounded.v), 23);
+  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.v), k))};
+}
+
+}  // namespace
+
+#include "exp2_by_rounding.h"

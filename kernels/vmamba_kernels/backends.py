@@ -1,0 +1,71 @@
+"""Which backends an operator has. Adding one is one `register` call beside the operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of an operator.
+
+    `devices` are the device types it runs on (empty: every one); `missing()` is why it cannot run, "" if it can.
+    """
+
+    operator: str
+    name: str
+    devices: tuple[str, ...] = ()
+    missing: Callable[[], str] = lambda: ""
+
+    def serves(self, device: str) -> bool:
+        return not self.devices or device in self.devices
+
+
+_backends: dict[str, list[Backend]] = {}
+
+
+def register(backend: Backend) -> None:
+    """Append a backend to its operator; of those that serve a device and are present, the first registered is used."""
+    _backends.setdefault(backend.operator, []).append(backend)
+
+
+def operators() -> list[str]:
+    """Names of the operators, in the order of their registration; importing them registers them."""
+    from . import cross_scan, selective_scan, ss2d  # noqa: F401
+
+    return list(_backends)
+
+
+def names(operator: str) -> list[str]:
+    """Names of the backends of an operator."""
+    return [backend.name for backend in _backends[operator]]
+
+
+def choose(operator: str, device: str) -> tuple[Backend, list[tuple[str, str]]]:
+    """The backend that serves a device type and (name, reason) of those preferred to it that cannot."""
+    refused = []
+    for backend in _backends[operator]:
+        if not backend.serves(device):
+            continue
+        why = backend.missing()
+        if not why:
+            return backend, refused
+        refused.append((backend.name, why))
+    raise RuntimeError(f"{operator}: no backend for device {device!r}")
+
+
+def require(operator: str, name: str, device: str) -> Backend:
+    """The backend of that name.
+
+    ValueError if there is none or if it does not serve the device; RuntimeError, with the remedy, if it is absent.
+    """
+    found = next((backend for backend in _backends[operator] if backend.name == name), None)
+    if found is None:
+        raise ValueError(f"backend: {name!r} is not one of {', '.join(map(repr, names(operator)))}")
+    if not found.serves(device):
+        raise ValueError(f"backend: {name!r} runs on {', '.join(found.devices)}, and u is on {device}")
+    why = found.missing()
+    if why:
+        raise RuntimeError(f"{operator}: backend {name!r} is absent: {why}")
+    return found

@@ -1,0 +1,146 @@
+"""The registered ops of the selective scan: schema, fake kernels, autograd, vmap, and the choice of a backend.
+
+`vmamba::selective_scan` runs the native kernel of the tensor's device if a compiled library brought one, else the
+reference; `vmamba::selective_scan_reference` always runs the reference. Each has its own backward op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import native
+from ..backends import Backend, register
+from . import reference
+from .batching import BACKWARD_AXES, BACKWARD_RESULTS, FORWARD_AXES, FORWARD_RESULTS, vmap_rule
+from .layout import empty_projection, empty_sequence, stored_states
+
+_INPUTS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias"
+_FORWARD = f"({_INPUTS}, bool delta_softplus, ScalarType out_dtype, bool save_states) -> (Tensor, Tensor, Tensor)"
+_BACKWARD = (
+    f"(Tensor dout, Tensor? dlast_state, {_INPUTS}, Tensor states, bool delta_softplus)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+_library = torch.library.Library("vmamba", "FRAGMENT")
+
+
+def _forward_fake(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    out_dtype: torch.dtype,
+    save_states: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, channels, length = u.shape
+    d_state = A.shape[1]
+    kept = stored_states(length, d_state, u.device.type) if save_states else 0
+    return (
+        empty_sequence(u, out_dtype),
+        A.new_empty(batch, channels, d_state),
+        A.new_empty(batch, kept, d_state, channels),
+    )
+
+
+def _backward_fake(
+    dout: Tensor,
+    dlast_state: Tensor | None,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    states: Tensor,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return (
+        empty_sequence(u, u.dtype),
+        empty_sequence(delta, delta.dtype),
+        A.new_empty(A.shape),
+        empty_projection(B),
+        empty_projection(C),
+        A.new_empty(0 if D is None else u.shape[1]),
+        A.new_empty(0 if delta_bias is None else delta.shape[1]),
+    )
+
+
+def _refuse_second_derivatives(ctx: Any, *grads: Tensor | None) -> None:
+    raise RuntimeError("selective_scan: second derivatives are not implemented")
+
+
+def _differentiable(forward: torch._ops.OpOverload, backward: torch._ops.OpOverload) -> Callable[..., Any]:
+    """The autograd kernel of `forward`.
+
+    It does what `torch.library.register_autograd` does, without its 60 us a call, more than a small scan itself takes.
+    """
+
+    class Scan(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+            with torch._C._AutoDispatchBelowAutograd():
+                output = forward(*inputs)
+            ctx.save_for_backward(*inputs[:7], output[2])
+            ctx.delta_softplus, _, ctx.saved = inputs[7:]
+            ctx.mark_non_differentiable(output[2])
+            ctx.set_materialize_grads(False)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, dout: Tensor | None, dlast_state: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+            u, delta, A, B, C, D, delta_bias, states = ctx.saved_tensors
+            if dout is None and dlast_state is None:
+                return (None,) * 10
+            if not ctx.saved:
+                states = forward(u, delta, A, B, C, D, delta_bias, ctx.delta_softplus, A.dtype, True)[2]
+            if dout is None:
+                dout = torch.zeros_like(u, dtype=A.dtype)
+            grads = backward(dout, dlast_state, u, delta, A, B, C, D, delta_bias, states, ctx.delta_softplus)
+            dD = None if D is None else grads[5]
+            dbias = None if delta_bias is None else grads[6]
+            return (*grads[:5], dD, dbias, None, None, None)
+
+    def kernel(keyset: torch._C.DispatchKeySet, *inputs: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs[:7]):
+            return Scan.apply(*inputs)
+        return forward.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
+
+    return kernel
+
+
+def _define(name: str) -> tuple[torch._ops.OpOverload, torch._ops.OpOverload]:
+    """Define `name` and `name_backward` on the reference, with fake kernels, autograd and vmap; return both ops."""
+    forward_name, backward_name = f"vmamba::{name}", f"vmamba::{name}_backward"
+    _library.define(name + _FORWARD, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.define(f"{name}_backward" + _BACKWARD, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, reference.forward, "CompositeExplicitAutograd")
+    _library.impl(f"{name}_backward", reference.backward, "CompositeExplicitAutograd")
+    torch.library.register_fake(forward_name, _forward_fake, lib=_library)
+    torch.library.register_fake(backward_name, _backward_fake, lib=_library)
+    forward = getattr(torch.ops.vmamba, name).default
+    backward = getattr(torch.ops.vmamba, f"{name}_backward").default
+
+    _library.impl(name, _differentiable(forward, backward), "Autograd", with_keyset=True)
+    torch.library.register_autograd(backward_name, _refuse_second_derivatives, lib=_library)
+    torch.library.register_vmap(forward_name, vmap_rule(forward, FORWARD_AXES, FORWARD_RESULTS), lib=_library)
+    torch.library.register_vmap(backward_name, vmap_rule(backward, BACKWARD_AXES, BACKWARD_RESULTS), lib=_library)
+    return forward, backward
+
+
+by_device, by_device_backward = _define("selective_scan")
+on_reference, on_reference_backward = _define("selective_scan_reference")
+
+cpu_library = native.load("cpu")
+register(Backend("selective_scan", "cpu", devices=("cpu",), missing=lambda: native.load("cpu").reason))
+cuda_library = native.load("cuda")
+register(Backend("selective_scan", "cuda", devices=("cuda",), missing=lambda: native.load("cuda").reason))
+register(Backend("selective_scan", "reference"))

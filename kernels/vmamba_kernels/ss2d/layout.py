@@ -1,0 +1,46 @@
+"""Sizes and memory layouts that every backend of ss2d agrees on.
+
+B batch, H x W positions, L = H*W, C channels, K directions, R rank, N states, J = K * (R + 2N).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..selective_scan.layout import chunk_length, stored_states
+
+__all__ = ["chunk_length", "empty_image", "image_like", "positions_last", "sizes", "stored_states"]
+
+
+def sizes(x: Tensor, channel_first: bool) -> tuple[int, int, int, int]:
+    """B, C, H, W of an image in either layout."""
+    if channel_first:
+        return x.shape[0], x.shape[1], x.shape[2], x.shape[3]
+    return x.shape[0], x.shape[3], x.shape[1], x.shape[2]
+
+
+def _stored_channel_last(x: Tensor, channel_first: bool) -> bool:
+    """Whether an image has its channels side by side: by its layout, or [B, C, H, W] in torch.channels_last."""
+    return not channel_first or (x.stride(1) == 1 and x.stride(3) != 1)
+
+
+def empty_image(like: Tensor, dtype: torch.dtype, channel_first: bool) -> Tensor:
+    """An uninitialised dense image of the shape of `like`, with the channels side by side if `like` has them so."""
+    if not channel_first or not _stored_channel_last(like, channel_first):
+        return like.new_empty(like.shape, dtype=dtype)
+    batch, channels, H, W = like.shape
+    return like.new_empty((batch, H, W, channels), dtype=dtype).permute(0, 3, 1, 2)
+
+
+def positions_last(x: Tensor, channel_first: bool) -> Tensor:
+    """[B, C, L] from an image in either layout: a view where H and W can be joined, else a copy."""
+    return x.flatten(2) if channel_first else x.flatten(1, 2).transpose(1, 2)
+
+
+def image_like(x: Tensor, like: Tensor, channel_first: bool) -> Tensor:
+    """The sequence x [B, C, L] as the image that `empty_image` makes, without a copy if it lies so."""
+    _, _, H, W = sizes(like, channel_first)
+    image = x.unflatten(2, (H, W)) if channel_first else x.transpose(1, 2).unflatten(1, (H, W))
+    expected = empty_image(like, x.dtype, channel_first)
+    return image if image.stride() == expected.stride() else expected.copy_(image)

@@ -1,0 +1,191 @@
+"""The registered ops of ss2d: schemas, fake kernels, autograd, vmap, and the choice of a backend.
+
+`vmamba::ss2d` carries the name of the order and of the backend; the map is made from the sizes at hand when it runs,
+so H and W stay dynamic in a graph. Its backward is `vmamba::ss2d_backward`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..backends import Backend, choose, register
+from ..selective_scan.op import by_device, by_device_backward
+from . import reference, sequences
+from .layout import empty_image, sizes, stored_states
+
+_INPUTS = "Tensor x, Tensor x_dbl, Tensor dt_weight, Tensor A, Tensor? D, Tensor? delta_bias"
+_library = torch.library.Library("vmamba", "FRAGMENT")
+
+
+class _Implementation(NamedTuple):
+    forward: Callable[..., tuple[Tensor, Tensor]]
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]]
+
+
+def _module(module: ModuleType) -> _Implementation:
+    return _Implementation(module.forward, module.backward)
+
+
+def _unfused() -> _Implementation:
+    """The reference's composition, with the selective scan of the tensor's device inside."""
+    scan = reference.Scan(by_device, by_device_backward)
+    return _Implementation(partial(reference.forward, scan=scan), partial(reference.backward, scan=scan))
+
+
+_implementations = {"cpu": _module(sequences), "unfused": _unfused(), "reference": _module(reference)}
+
+
+def backend_for(dtype: torch.dtype, device: str) -> str:
+    """The name of the backend for tensors of that type and device; float64 is for the reference alone."""
+    return "reference" if dtype is torch.float64 else choose("ss2d", device)[0].name
+
+
+def _forward(
+    x: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    A: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    order: str,
+    channel_first: bool,
+    out_dtype: torch.dtype,
+    save_states: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    run = _implementations[backend or backend_for(x.dtype, x.device.type)].forward
+    return run(x, x_dbl, dt_weight, A, D, delta_bias, order, channel_first, out_dtype, save_states)
+
+
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    A: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    states: Tensor,
+    order: str,
+    channel_first: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    run = _implementations[backend or backend_for(x.dtype, x.device.type)].backward
+    return run(dy, x, x_dbl, dt_weight, A, D, delta_bias, states, order, channel_first)
+
+
+def _forward_fake(
+    x: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    A: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    order: str,
+    channel_first: bool,
+    out_dtype: torch.dtype,
+    save_states: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    batch, _, H, W = sizes(x, channel_first)
+    d_state = A.shape[1]
+    kept = stored_states(H * W, d_state) if save_states else 0
+    return empty_image(x, out_dtype, channel_first), A.new_empty(batch, kept, d_state, A.shape[0])
+
+
+def _backward_fake(
+    dy: Tensor,
+    x: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    A: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    states: Tensor,
+    order: str,
+    channel_first: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return (
+        empty_image(x, x.dtype, channel_first),
+        empty_image(x_dbl, x_dbl.dtype, channel_first),
+        dt_weight.new_empty(dt_weight.shape),
+        A.new_empty(A.shape),
+        A.new_empty(0 if D is None else A.shape[0]),
+        A.new_empty(0 if delta_bias is None else A.shape[0]),
+    )
+
+
+def _define(name: str, schema: str, kernel: Any, fake: Any) -> torch._ops.OpOverload:
+    _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"vmamba::{name}", fake, lib=_library)
+    return getattr(torch.ops.vmamba, name).default
+
+
+forward = _define(
+    "ss2d",
+    f"({_INPUTS}, str order, bool channel_first, ScalarType out_dtype, bool save_states, str backend)"
+    " -> (Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+)
+backward = _define(
+    "ss2d_backward",
+    f"(Tensor dy, {_INPUTS}, Tensor states, str order, bool channel_first, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, x_dbl, dt_weight, A, D, delta_bias, ctx.order, ctx.channel_first, _, ctx.saved, ctx.backend = inputs
+    ctx.save_for_backward(x, x_dbl, dt_weight, A, D, delta_bias, output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _run_backward(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    *inputs, states = ctx.saved_tensors
+    if dy is None:
+        return (None,) * 11
+    if not ctx.saved:
+        states = forward(*inputs, ctx.order, ctx.channel_first, torch.float32, True, ctx.backend)[1]
+    *grads, dD, dbias = backward(dy, *inputs, states, ctx.order, ctx.channel_first, ctx.backend)
+    dD, dbias = None if inputs[4] is None else dD, None if inputs[5] is None else dbias
+    return *grads, dD, dbias, None, None, None, None, None
+
+
+def _refuse_second(ctx: Any, *grads: Tensor | None) -> None:
+    raise RuntimeError("ss2d: second derivatives are not implemented")
+
+
+def _one_by_one(op: Callable[..., Any]) -> Callable[..., Any]:
+    """The vmap rule of an op: the images of the mapped dimension one after another."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        results = []
+        for i in range(info.batch_size):
+            picked = [a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)]
+            results.append(op(*picked))
+        stacked = tuple(torch.stack(part) for part in zip(*results, strict=True))
+        return stacked, (0,) * len(stacked)
+
+    return rule
+
+
+torch.library.register_autograd("vmamba::ss2d", _run_backward, setup_context=_setup_context, lib=_library)
+torch.library.register_autograd("vmamba::ss2d_backward", _refuse_second, lib=_library)
+torch.library.register_vmap("vmamba::ss2d", _one_by_one(forward), lib=_library)
+torch.library.register_vmap("vmamba::ss2d_backward", _one_by_one(backward), lib=_library)
+
+register(Backend("ss2d", "cpu", devices=("cpu",), missing=lambda: sequences.missing("cpu", "CPU")))
+register(Backend("ss2d", "unfused"))
+register(Backend("ss2d", "reference"))

@@ -1,0 +1,101 @@
+"""ss2d by a compiled library, which knows sequences and the map of an order, but neither images nor names of orders.
+
+`vmamba::_ss2d_sequences` takes x [B, C, L] of any type and strides, x_dbl [B, L, J] in float32, the weights in float32
+and the int64 map [K, L] of the order; a library implements it, and its backward, for the device it serves.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import native
+from ..cross_scan.orders import order_map
+from .layout import chunk_length, image_like, positions_last, sizes
+
+_INPUTS = "Tensor x, Tensor x_dbl, Tensor dt_weight, Tensor A, Tensor? D, Tensor? delta_bias, Tensor maps"
+
+_library = torch.library.Library("vmamba", "FRAGMENT")
+_library.define(f"_ss2d_sequences({_INPUTS}, int chunk, ScalarType out_dtype, bool save_states) -> (Tensor, Tensor)")
+_library.define(
+    f"_ss2d_sequences_backward(Tensor dout, {_INPUTS}, Tensor states, int chunk)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def missing(library: str, dispatch_key: str) -> str:
+    """Why the library does not bring ss2d, "" if it does."""
+    reason = native.load(library).reason
+    if reason:
+        return reason
+    if torch._C._dispatch_has_kernel_for_dispatch_key("vmamba::_ss2d_sequences", dispatch_key):
+        return ""
+    return f"libvmamba_{library}.so was built without it; {native.REMEDY}"
+
+
+def _rows(x_dbl: Tensor, channel_first: bool) -> Tensor:
+    """x_dbl as float32 [B, L, J]."""
+    return positions_last(x_dbl, channel_first).transpose(1, 2).to(torch.float32).contiguous()
+
+
+def _dense(weight: Tensor | None) -> Tensor | None:
+    return None if weight is None else weight.contiguous()
+
+
+def forward(
+    x: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    A: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    order: str,
+    channel_first: bool,
+    out_dtype: torch.dtype,
+    save_states: bool,
+) -> tuple[Tensor, Tensor]:
+    """As `reference.forward`."""
+    _, _, H, W = sizes(x, channel_first)
+    y, states = torch.ops.vmamba._ss2d_sequences(
+        positions_last(x, channel_first),
+        _rows(x_dbl, channel_first),
+        dt_weight.contiguous(),
+        A.contiguous(),
+        _dense(D),
+        _dense(delta_bias),
+        order_map(order, H, W, x.device),
+        chunk_length(A.shape[1]),
+        out_dtype,
+        save_states,
+    )
+    return image_like(y, x, channel_first), states
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    A: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    states: Tensor,
+    order: str,
+    channel_first: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `reference.backward`."""
+    _, _, H, W = sizes(x, channel_first)
+    dx, dx_dbl, *weights = torch.ops.vmamba._ss2d_sequences_backward(
+        positions_last(dy, channel_first),
+        positions_last(x, channel_first),
+        _rows(x_dbl, channel_first),
+        dt_weight.contiguous(),
+        A.contiguous(),
+        _dense(D),
+        _dense(delta_bias),
+        order_map(order, H, W, x.device),
+        states.contiguous(),
+        chunk_length(A.shape[1]),
+    )
+    dx_dbl = dx_dbl.transpose(1, 2).to(x_dbl.dtype)
+    return image_like(dx, x, channel_first), image_like(dx_dbl, x_dbl, channel_first), *weights

@@ -1,0 +1,287 @@
+"""Data: sources, splits, augmentation, seeds, and folders that are not what they should be."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets, transforms
+
+from classification.config import load_config
+from classification.data import build_data
+from classification.sampler import SeededBatches
+from classification.sources import DATASETS, open_source, read_idx
+from classification.transforms import split_transform, train_transform
+from classification.world import World
+from tests.classification.runs import write_images
+from vmamba.errors import UserError
+from vmamba.preprocess import evaluation_transform
+
+TWO_CLASSES = {"train": {"cat": 5, "dog": 4}, "val": {"cat": 3, "dog": 2}}
+
+
+def config_of(*opts):
+    return load_config(opts=["DATA.NUM_WORKERS", "0", *(str(o) for o in opts)])
+
+
+def folder_data(root, *opts, world: World | None = None):
+    config, stated = config_of("DATA.DATA_PATH", root, "DATA.BATCH_SIZE", 4, "DATA.IMG_SIZE", 8, *opts)
+    return config, build_data(config, stated, world or World())
+
+
+# sources
+
+
+def test_digits_hold_out_a_stratified_fifth_without_overlap():
+    config, _ = config_of("DATA.DATASET", "digits")
+    train, held_out = open_source(config, True), open_source(config, False)
+    assert (len(train.labels), len(held_out.labels)) == (1437, 360)
+    assert max(np.bincount(held_out.labels)) - min(np.bincount(held_out.labels)) <= 3
+    assert train.images.shape[1:] == (8, 8) and train.images.max() == 255 and train.classes == list("0123456789")
+    again = open_source(config, False)
+    assert np.array_equal(again.images, held_out.images)
+
+
+def write_idx(path, array: np.ndarray) -> None:
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in array.shape)
+    with gzip.open(path, "wb") as file:
+        file.write(header + array.tobytes())
+
+
+def test_fashion_mnist_from_idx_files(tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, (6, 28, 28), dtype=np.uint8)
+    for split, count in (("train", 4), ("t10k", 2)):
+        write_idx(tmp_path / f"{split}-images-idx3-ubyte.gz", images[:count])
+        write_idx(tmp_path / f"{split}-labels-idx1-ubyte.gz", np.arange(count, dtype=np.uint8))
+    config, _ = config_of("DATA.DATASET", "fashion_mnist", "DATA.DATA_PATH", tmp_path)
+    held_out = open_source(config, False)
+    assert np.array_equal(np.asarray(held_out.load(1)), images[1]) and list(held_out.labels) == [0, 1]
+    assert len(open_source(config, True).labels) == 4 and len(held_out.classes) == 10
+
+
+def test_a_broken_idx_file_says_so(tmp_path):
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    write_idx(path, np.zeros((3, 4, 4), np.uint8))
+    path.write_bytes(path.read_bytes()[:-12])
+    with pytest.raises(UserError, match="train-images-idx3-ubyte.gz is damaged"):
+        read_idx(path)
+    path.write_bytes(gzip.compress(b"\0\0\x08\x03" + bytes(12) + b"xx"))
+    with pytest.raises(UserError, match="no complete idx file"):
+        read_idx(path)
+    with pytest.raises(UserError, match="there is no file .*make data"):
+        read_idx(tmp_path / "nothing.gz")
+
+
+def test_a_torchvision_set_is_one_entry(tmp_path, monkeypatch):
+    class Fake:
+        classes = ["a", "b"]
+        targets = [0, 1, 1]
+
+        def __init__(self, root, train):
+            self.train = train
+
+        def __getitem__(self, index):
+            return Image.new("RGB", (32, 32), (index, 0, 0)), self.targets[index]
+
+    monkeypatch.setattr(datasets, "CIFAR10", Fake)
+    source = DATASETS["cifar10"](str(tmp_path), True)
+    assert source.labels == [0, 1, 1] and source.dataset.train and source.load(2).getpixel((0, 0)) == (2, 0, 0)
+
+
+def test_an_absent_torchvision_set_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="torchvision found no MNIST in"):
+        DATASETS["mnist"](str(tmp_path), True)
+
+
+def test_image_folder_takes_any_classes_and_sets_the_count(tmp_path):
+    config, data = folder_data(write_images(tmp_path, TWO_CLASSES))
+    assert data.classes == ["cat", "dog"] and config.MODEL.NUM_CLASSES == 2
+    images, labels = next(iter(data.held_out))
+    assert images.shape == (4, 3, 8, 8) and images.dtype == torch.float32 and labels.tolist() == [0, 0, 0, 1]
+
+
+# folders that are not what they should be (faults 8 and 9)
+
+
+@pytest.mark.parametrize(
+    ("splits", "opts", "message"),
+    [
+        (TWO_CLASSES, ["MODEL.NUM_CLASSES", 7], r"MODEL.NUM_CLASSES is 7, but imagenet has 2 classes \(cat, dog\)"),
+        (
+            {"train": {"a": 4, "b": 4}, "val": {"a": 1}},
+            [],
+            r"train has 2 classes \(a, b\), val has 1 \(a\); only in train: b",
+        ),
+        ({"train": {"a": 4}, "val": {"a": 1, "c": 1}}, [], r"val has 2 \(a, c\); only in train: none; only in val: c"),
+        ({"train": {"a": 2, "b": 1}, "val": {"a": 1, "b": 1}}, [], "3 training images are too few for a batch of 4"),
+    ],
+)
+def test_classes_that_do_not_fit_are_refused(tmp_path, splits, opts, message):
+    with pytest.raises(UserError, match=message) as error:
+        folder_data(write_images(tmp_path, splits), *opts)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_or_empty_folder_is_named(tmp_path):
+    write_images(tmp_path / "imagenet", {"val": {"a": 1}})
+    with pytest.raises(UserError, match=r"there is no folder .*imagenett.* Did you mean 'imagenet'\?"):
+        folder_data(tmp_path / "imagenett")
+    with pytest.raises(UserError, match="there is no folder .*/imagenet/train"):
+        folder_data(tmp_path / "imagenet")
+    with pytest.raises(UserError, match="DATA.DATA_PATH is empty; --data-path"):
+        folder_data("")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="file is a file, not a folder"):
+        folder_data(tmp_path / "file")
+    (tmp_path / "empty" / "val").mkdir(parents=True)
+    with pytest.raises(UserError, match="empty/val holds no class folders"):
+        folder_data(tmp_path / "empty")
+    (tmp_path / "empty" / "val" / "cat").mkdir()
+    with pytest.raises(UserError, match="empty/val/cat holds no images"):
+        folder_data(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", ["unreadable", "truncated", "empty", "no image"])
+def test_a_bad_image_is_one_line_that_names_it(tmp_path, monkeypatch, workers, kind):
+    root = write_images(tmp_path, TWO_CLASSES)
+    bad = root / "val" / "cat" / "1.png"
+    content = bad.read_bytes()
+    bad.write_bytes({"truncated": content[:100], "empty": b"", "no image": b"<html>", "unreadable": content}[kind])
+    if kind == "unreadable":
+        bad.chmod(0)
+        if os.geteuid() == 0:  # root reads everything: let the refusal come from open()
+            real = open
+
+            def refusing(path, *args, **kwargs):
+                if str(path) == str(bad):
+                    raise PermissionError(13, "Permission denied", str(path))
+                return real(path, *args, **kwargs)
+
+            monkeypatch.setattr("builtins.open", refusing)
+    config, data = folder_data(root)
+    config.DATA.NUM_WORKERS = workers
+    with pytest.raises(UserError, match="cannot read the image .*/val/cat/1.png: .*repair or remove it") as error:
+        for _ in data.held_out:
+            pass
+    assert "\n" not in str(error.value)
+
+
+# order and seeds
+
+
+@pytest.mark.parametrize(("size", "world"), [(10, 1), (10, 3), (11, 4), (3, 4), (1, 2)])
+def test_evaluation_sees_every_image_once_on_any_number_of_processes(size, world):
+    seen: list[int] = []
+    for rank in range(world):
+        batches = SeededBatches(size, 2, World(rank, world), seed=0, train=False)
+        found = list(batches)
+        assert len(found) == len(batches)
+        seen += [index for _, *indices in found for index in indices]
+    assert sorted(seen) == list(range(size))
+
+
+def test_training_order_changes_with_the_epoch_and_never_repeats_an_image():
+    per_epoch = []
+    for epoch in (0, 1, 0):
+        seen: list[int] = []
+        for rank in range(2):
+            batches = SeededBatches(21, 3, World(rank, 2), seed=5, train=True)
+            batches.set_epoch(epoch)
+            seen += [index for _, *indices in batches for index in indices]
+        assert len(seen) == 18 == len(set(seen))
+        per_epoch.append(seen)
+    assert per_epoch[0] != per_epoch[1] and per_epoch[0] == per_epoch[2]
+
+
+def epoch_of(root, workers: int, epoch: int, before: int) -> list[torch.Tensor]:
+    config, stated = config_of("DATA.DATA_PATH", root, "DATA.BATCH_SIZE", 2, "DATA.IMG_SIZE", 8)
+    config.DATA.NUM_WORKERS = workers
+    data = build_data(config, stated, World())
+    for earlier in range(before, epoch):
+        data.train.sampler.set_epoch(earlier)
+        list(data.train)
+    data.train.sampler.set_epoch(epoch)
+    return [images for images, _ in data.train]
+
+
+def test_an_epoch_is_the_same_whatever_the_workers_and_what_came_before(tmp_path):
+    root = write_images(tmp_path, TWO_CLASSES)
+    expected = epoch_of(root, workers=0, epoch=2, before=2)
+    for workers, before in ((0, 0), (1, 1), (2, 0)):
+        found = epoch_of(root, workers, 2, before)
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    other = epoch_of(root, 0, 3, 3)
+    assert not any(torch.equal(a, b) for a, b in zip(expected, other))
+
+
+def test_loading_draws_nothing_from_the_global_generators(tmp_path):
+    _, data = folder_data(write_images(tmp_path, TWO_CLASSES))
+    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    list(data.train), list(data.held_out)
+    assert states[0] == random.getstate() and np.array_equal(states[1], np.random.get_state()[1])
+    assert torch.equal(states[2], torch.get_rng_state())
+
+
+# transforms
+
+
+def kinds(transform) -> list[str]:
+    return [type(step).__name__ for step in transform.transforms]
+
+
+def test_published_training_transform():
+    config, _ = config_of()
+    assert kinds(train_transform(config)) == [
+        "RandomResizedCropAndInterpolation", "RandomHorizontalFlip", "RandAugment",
+        "MaybeToTensor", "Normalize", "RandomErasing",
+    ]  # fmt: skip
+    config.DATA.IMG_SIZE = 32
+    steps = train_transform(config).transforms
+    assert isinstance(steps[1], transforms.RandomCrop) and steps[1].size == (32, 32) and steps[1].padding == 4
+    config.AUG.AUTO_AUGMENT, config.AUG.REPROB = "none", 0.0
+    assert kinds(train_transform(config)) == [
+        "Resize",
+        "RandomCrop",
+        "RandomHorizontalFlip",
+        "ColorJitter",
+        "MaybeToTensor",
+        "Normalize",
+    ]
+
+
+def test_published_validation_transform():
+    config, _ = config_of()
+    resize, crop = evaluation_transform(config).transforms[:2]
+    assert resize.size == 256 and crop.size == (224, 224)
+    config.TEST.CROP = False
+    assert kinds(evaluation_transform(config)) == ["Resize", "ToTensor", "Normalize"]
+    config.TEST.CROP, config.DATA.IMG_SIZE = True, 32
+    assert evaluation_transform(config).transforms[0].size == (32, 32)
+
+
+@pytest.mark.parametrize("size", [[40, 24], [16, 32], 48])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("policy", ["none", "rand-m9-mstd0.5-inc1"])
+def test_rectangular_and_gray_inputs(tmp_path, size, channels, policy):
+    opts = ["MODEL.VSSM.IN_CHANS", channels, "DATA.MEAN", [0.5] * channels, "DATA.STD", [0.5] * channels]
+    _, data = folder_data(write_images(tmp_path, TWO_CLASSES), *opts, "DATA.IMG_SIZE", size, "AUG.AUTO_AUGMENT", policy)
+    height, width = (size, size) if isinstance(size, int) else size
+    for batches in (data.train, data.held_out):
+        assert next(iter(batches))[0].shape == (4, channels, height, width)
+
+
+def test_batched_tensor_steps_equal_the_transform_of_each_image(tmp_path):
+    gray = ["MODEL.VSSM.IN_CHANS", 1, "DATA.MEAN", [0.3], "DATA.STD", [0.4]]
+    config, stated = config_of("DATA.DATASET", "digits", "DATA.IMG_SIZE", 16, "DATA.BATCH_SIZE", 5, *gray)
+    data = build_data(config, stated, World())
+    images, _ = next(iter(data.held_out))
+    source, transform = data.held_out.dataset.source, evaluation_transform(config)
+    assert torch.equal(images, torch.stack([transform(source.load(index)) for index in range(5)]))
+    before, after = split_transform(transform)
+    assert kinds(before) == ["Resize"] and kinds(after) == ["Normalize"]

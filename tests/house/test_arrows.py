@@ -1,0 +1,110 @@
+"""The house rules that a machine can check: arrows, import names, sizes of files, forbidden calls."""
+
+from __future__ import annotations
+
+import ast
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+APPLICATIONS = ("classification", "detection", "segmentation", "analyze")
+# Each room may import itself and the rooms named here.
+ARROWS = {
+    "vmamba_kernels": (),
+    "vmamba": ("vmamba_kernels",),
+    **{application: ("vmamba", "vmamba_kernels") for application in APPLICATIONS},
+}
+FOLDERS = {"vmamba_kernels": ROOT / "kernels" / "vmamba_kernels", "vmamba": ROOT / "vmamba"}
+FOLDERS |= {application: ROOT / application for application in APPLICATIONS}
+
+
+def sources(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else []
+
+
+def imported_roots(path: Path) -> set[str]:
+    roots = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            roots |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            roots.add(node.module.split(".")[0])
+    return roots
+
+
+PYTHON = [path for folder in FOLDERS.values() for path in sources(folder)]
+NATIVE = [p for p in (ROOT / "kernels" / "csrc").rglob("*") if p.suffix in {".h", ".cpp", ".cu", ".cuh"}]
+
+
+@pytest.mark.parametrize("room", ARROWS)
+def test_arrows_run_one_way(room):
+    allowed = {room, *ARROWS[room]}
+    for path in sources(FOLDERS[room]):
+        wrong = (imported_roots(path) & set(ARROWS)) - allowed
+        assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}; {room} may import {sorted(allowed)}"
+
+
+def test_the_arrow_check_sees_a_wrong_import(tmp_path):
+    planted = tmp_path / "planted.py"
+    planted.write_text("import os\n\ndef f():\n    from classification.main import main\n")
+    assert imported_roots(planted) == {"os", "classification"}
+
+
+def test_a_folder_is_importable_only_under_its_own_name():
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    assert not list(ROOT.rglob("[!.]*/utils.py")) or all(".venv" in str(p) for p in ROOT.rglob("utils.py"))
+
+
+def test_files_are_short():
+    lines = {p: len(p.read_text().splitlines()) for p in PYTHON + NATIVE if p.name != "__init__.py"}
+    longest = max(lines, key=lambda p: lines[p])
+    assert lines[longest] <= 800, f"{longest.relative_to(ROOT)} has {lines[longest]} lines"
+    assert statistics.median(lines.values()) < 200
+    assert sum(n <= 500 for n in lines.values()) >= 0.9 * len(lines)
+
+
+FORBIDDEN_CALLS = {"eval", "exec", "__import__"}
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_forbidden_constructs(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Attribute):
+            assert not (node.attr == "path" and getattr(node.value, "id", "") == "sys"), f"{where}: sys.path"
+            assert not (node.attr in {"load", "loads"} and getattr(node.value, "id", "") == "pickle"), f"{where}: pickle"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in FORBIDDEN_CALLS, f"{where}: {node.func.id}()"
+        if isinstance(node, ast.keyword) and node.arg == "weights_only":
+            assert getattr(node.value, "value", None) is True, f"{where}: weights_only must be True"
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"{where}: bare except"
+
+
+def run_python(code: str, cwd: Path = ROOT) -> str:
+    answer = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout.strip()
+
+
+def test_import_vmamba_is_light():
+    loaded = run_python("import sys, vmamba; print([m for m in ('torch', 'timm', 'numpy') if m in sys.modules])")
+    assert loaded == "[]"
+
+
+def test_import_vmamba_models_registers_with_timm():
+    code = "import timm, vmamba.models; print(len(timm.list_models('*vmamba*')) >= 9)"
+    assert run_python(code).splitlines()[-1] == "True"
+
+
+def test_a_kernels_package_of_others_is_not_shadowed(tmp_path):
+    """Another installed `kernels` distribution must win over the checkout's `kernels/` folder."""
+    package = tmp_path / "kernels"
+    package.mkdir()
+    (package / "__init__.py").write_text("NAME = 'other'\n")
+    code = f"import sys; sys.path.append({str(tmp_path)!r}); import kernels; print(kernels.NAME)"
+    assert run_python(code) == "other"

@@ -1,0 +1,53 @@
+"""The models: importing this package registers each of them with timm."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from .forward_type import ForwardType, parse_forward_type
+from .ss2d import SS2D
+from .vssm import VSSM, Backbone
+from .vssm_keys import rename_published_keys, resize_pos_embed
+from .vssm_variants import (
+    VARIANTS,
+    vanilla_vmamba_base,
+    vanilla_vmamba_small,
+    vanilla_vmamba_tiny,
+    vmamba_base_s1l20,
+    vmamba_base_s2l15,
+    vmamba_small_s1l20,
+    vmamba_small_s2l15,
+    vmamba_tiny_0220,
+    vmamba_tiny_0229,
+    vmamba_tiny_0229flex,
+    vmamba_tiny_s1l8,
+    vmamba_tiny_s2l5,
+)
+
+__all__ = [
+    "SS2D",
+    "VSSM",
+    "Backbone",
+    "ForwardType",
+    "model_names",
+    "parse_forward_type",
+    "rename_published_keys",
+    "resize_pos_embed",
+    "vanilla_vmamba_base",
+    "vanilla_vmamba_small",
+    "vanilla_vmamba_tiny",
+    "vmamba_base_s1l20",
+    "vmamba_base_s2l15",
+    "vmamba_small_s1l20",
+    "vmamba_small_s2l15",
+    "vmamba_tiny_0220",
+    "vmamba_tiny_0229",
+    "vmamba_tiny_0229flex",
+    "vmamba_tiny_s1l8",
+    "vmamba_tiny_s2l5",
+]
+
+
+def model_names(pattern: str = "") -> list[str]:
+    """The sorted names that this package registers with timm, those matching a glob pattern if one is given."""
+    return sorted(name for name in VARIANTS if not pattern or fnmatchcase(name, pattern))

@@ -1,0 +1,195 @@
+"""The layers of VMamba around its token mixer: norms, MLP, stems, downsampling.
+
+CL: channel-last tensors [B, H, W, C]; CF: channel-first tensors [B, C, H, W]. Linear weights are 2-D in both, so a CF
+and a CL model share checkpoints. CF tensors are kept in channels_last memory, where moving between the two is a view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError, closest
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU, "sigmoid": nn.Sigmoid}
+DOWNSAMPLES = ("v1", "v2", "v3", "none")
+PATCH_EMBEDS = ("v1", "v2")
+
+
+def find(argument: str, name: Any, known: Any) -> Any:
+    """`known[name]`, or `name` itself of a plain list, in any case; UserError with the known names otherwise."""
+    key = str(name).lower()
+    if key not in known:
+        raise UserError(f"{argument}: {name!r} is not one of {', '.join(known)}.{closest(key, known)}")
+    return known[key] if isinstance(known, dict) else key
+
+
+class Permute(nn.Module):
+    """The input with its axes permuted."""
+
+    def __init__(self, *axes: int) -> None:
+        super().__init__()
+        self.axes = axes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(self.axes)
+
+    def extra_repr(self) -> str:
+        return ", ".join(map(str, self.axes))
+
+
+def to_channel_first() -> nn.Module:
+    """CL to CF, as a view."""
+    return Permute(0, 3, 1, 2)
+
+
+def to_channel_last() -> nn.Module:
+    """CF to CL, as a view."""
+    return Permute(0, 2, 3, 1)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm over the last axis that takes float32 input with half weights, computed in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.dtype != x.dtype and self.weight.dtype in (torch.float16, torch.bfloat16):
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+        return super().forward(x)
+
+
+class LayerNorm2d(LayerNorm):
+    """LayerNorm over the channels of a CF tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+NORMS: dict[str, type[nn.Module]] = {"ln": LayerNorm, "ln2d": LayerNorm2d, "bn": nn.BatchNorm2d}
+
+
+class Mlp(nn.Module):
+    """fc1, activation, fc2; gated: fc2(x * act(z)) with x, z the halves of fc1. Works over the last axis, or CF."""
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int | None = None,
+        out_features: int | None = None,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+        drop: float = 0.0,
+        channels_first: bool = False,
+        gated: bool = False,
+        **dd: Any,
+    ) -> None:
+        super().__init__()
+        hidden = hidden_features or in_features
+        self.channel_first = channels_first
+        self.gated = gated
+        self.fc1 = nn.Linear(in_features, 2 * hidden if gated else hidden, **dd)
+        self.act = act_layer()
+        self.drop = nn.Dropout(drop) if drop > 0 else nn.Identity()
+        self.fc2 = nn.Linear(hidden, out_features or in_features, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.channel_first:
+            x = x.permute(0, 2, 3, 1)
+        x = self.fc1(x)
+        if self.gated:
+            x, z = x.chunk(2, dim=-1)
+            x = x * self.act(z)
+        else:
+            x = self.drop(self.act(x))
+        x = self.drop(self.fc2(x))
+        return x.permute(0, 3, 1, 2) if self.channel_first else x
+
+
+def patch_embed(
+    version: str,
+    in_chans: int,
+    embed_dim: int,
+    patch_size: int,
+    norm: Callable[..., nn.Module] | None,
+    channel_first: bool,
+    **dd: Any,
+) -> nn.Sequential:
+    """The stem, [B, in_chans, H, W] to the model's layout. v1: one convolution; v2: two, of stride patch_size // 2."""
+    last = nn.Identity if channel_first else to_channel_last
+    first = nn.Identity if channel_first else to_channel_first
+
+    def normed(channels: int) -> nn.Module:
+        return norm(channels, **dd) if norm else nn.Identity()
+
+    if find("patchembed_version", version, PATCH_EMBEDS) == "v1":
+        convolution = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size, **dd)
+        return nn.Sequential(convolution, last(), normed(embed_dim))
+    stride = patch_size // 2
+    if stride < 1 or embed_dim % 2:
+        raise UserError(
+            f"patch_size, dims: patchembed_version 'v2' needs patch_size >= 2 and an even first width, "
+            f"got {patch_size} and {embed_dim}; use 'v1' otherwise"
+        )
+    half = embed_dim // 2
+    return nn.Sequential(
+        nn.Conv2d(in_chans, half, stride + 1, stride, 1, **dd),
+        last(),
+        normed(half),
+        first(),
+        nn.GELU(),
+        nn.Conv2d(half, embed_dim, stride + 1, stride, 1, **dd),
+        last(),
+        normed(embed_dim),
+    )
+
+
+class PatchMerging(nn.Module):
+    """Downsampling v1: each 2x2 cell (zero-padded at odd sizes) becomes one position of 4C, normed, projected to 2C."""
+
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int | None = None,
+        norm: Callable[..., nn.Module] = LayerNorm,
+        channel_first: bool = False,
+        **dd: Any,
+    ) -> None:
+        super().__init__()
+        self.channel_first = channel_first
+        self.reduction = nn.Linear(4 * dim, out_dim or 2 * dim, bias=False, **dd)
+        self.norm = norm(4 * dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.channel_first:
+            x = x.permute(0, 2, 3, 1)
+        H, W = x.shape[1:3]
+        x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
+        x = x.unfold(1, 2, 2).unfold(2, 2, 2)  # [B, h, w, C, row, column]
+        x = x.permute(0, 1, 2, 5, 4, 3).flatten(3)  # [B, h, w, 4C]: (0,0), (1,0), (0,1), (1,1) of (row, column)
+        if self.channel_first:
+            x = self.norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            return self.reduction(x).permute(0, 3, 1, 2)
+        return self.reduction(self.norm(x))
+
+
+def downsample(
+    version: str, dim: int, out_dim: int, norm: Callable[..., nn.Module], channel_first: bool, **dd: Any
+) -> nn.Module:
+    """The layer between two stages, of stride 2: v1 patch merging, v2 convolution 2x2, v3 convolution 3x3, padded."""
+    version = find("downsample_version", version, DOWNSAMPLES)
+    if version == "none":
+        if dim != out_dim:
+            raise UserError(f"dims: downsample_version 'none' needs equal dims, got {dim} and {out_dim}")
+        return nn.Identity()
+    if version == "v1":
+        return PatchMerging(dim, out_dim, norm, channel_first, **dd)
+    kernel, padding = (2, 0) if version == "v2" else (3, 1)
+    return nn.Sequential(
+        nn.Identity() if channel_first else to_channel_first(),
+        nn.Conv2d(dim, out_dim, kernel, 2, padding, **dd),
+        nn.Identity() if channel_first else to_channel_last(),
+        norm(out_dim, **dd),
+    )

@@ -1,0 +1,146 @@
+"""Writing checkpoints so that a kill, a crash or a full disk never costs the previous one."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from vmamba.weights.manifest import MANIFEST, CheckpointError, entry_for, manifest_text, read_manifest, verify
+
+_LEFTOVER = ".*.tmp-*"
+
+
+def save_checkpoint(path: str | Path, payload: dict[str, Any], *, epoch: int | None = None) -> None:
+    """Write `payload` to `path` atomically and record its sha256 in the manifest beside it.
+
+    The payload holds plain Python types and tensors only, so that it loads with ``weights_only=True``; a path that ends
+    in ``.safetensors`` takes a flat dict of tensors. Raises `CheckpointError` when the disk refuses; the old file is
+    then untouched.
+    """
+    path = Path(path)
+    temporary = _temporary(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            _write_safetensors(temporary, payload)
+        else:
+            _write(temporary, lambda file: torch.save(payload, file))
+        _record_and_rename(temporary, path, payload.get("epoch") if epoch is None else epoch)
+    except OSError as error:
+        raise _refused(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def link_checkpoint(source: str | Path, path: str | Path) -> None:
+    """Make `path` a second name of the checkpoint `source` (a copy where the file system has no hard links)."""
+    source, path = Path(source), Path(path)
+    temporary = _temporary(path)
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+            _sync(temporary)
+        _record_and_rename(temporary, path, read_manifest(source.parent).get(source.name, {}).get("epoch"))
+    except OSError as error:
+        raise _refused(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def drop_checkpoint(path: str | Path) -> None:
+    """Delete a checkpoint and its manifest entry."""
+    path = Path(path)
+    path.unlink(missing_ok=True)
+    files = read_manifest(path.parent)
+    if files.pop(path.name, None) is not None:
+        write_text(path.parent / MANIFEST, manifest_text(files))
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file atomically: readers see the old text or the new, never a part. `CheckpointError` if refused."""
+    path = Path(path)
+    temporary = _temporary(path)
+    try:
+        _write(temporary, lambda file: file.write(text.encode("utf-8")))
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise _refused(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: str | Path) -> list[Path]:
+    """Delete the temporary files that an interrupted save left in `folder`, and return their paths."""
+    leftovers = sorted(Path(folder).glob(_LEFTOVER))
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+    return leftovers
+
+
+def newest_good_checkpoint(
+    folder: str | Path, pattern: str = "ckpt_epoch_*.pth"
+) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """Return the checkpoint of the highest epoch that verifies, and (path, reason) of the newer ones that do not.
+
+    Epochs are read from the file names; modification times play no part. The path is None where nothing is good.
+    """
+    paths = Path(folder).glob(pattern)
+    numbered = [(int(number[-1]), path) for path in paths if (number := re.findall(r"\d+", path.stem))]
+    rejected: list[tuple[Path, str]] = []
+    for _, path in sorted(numbered, reverse=True):
+        reason = verify(path)
+        if reason is None:
+            return path, rejected
+        rejected.append((path, reason))
+    return None, rejected
+
+
+def _record_and_rename(temporary: Path, path: Path, epoch: int | None) -> None:
+    files = read_manifest(path.parent)
+    files[path.name] = entry_for(temporary, path, files, epoch)
+    write_text(path.parent / MANIFEST, manifest_text(files))
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def _refused(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"cannot write {path}: {error.strerror or error}; what was there before is intact")
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+
+
+def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    with open(path, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    wrong = [name for name, value in tensors.items() if not isinstance(value, torch.Tensor)]
+    if wrong:
+        raise CheckpointError(f"{path}: '{wrong[0]}' is no tensor, as safetensors needs; write a .pth file")
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or the directory entry of a rename, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
