@@ -44,6 +44,7 @@ train: $(READY) ## train a small VMamba on the bundled digits, evaluate it, keep
 
 lint: $(READY) ## ruff and mypy
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check --quiet .
 	$(PY) -m mypy
 
 test: lint ## lint, types and the whole test suite
@@ -53,14 +54,17 @@ test-slow: $(READY) ## what does not fit the budget of `make test`
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow $(ARGS)
 
 bench: $(READY) ## kernels and backbones against their peers, side by side
-	$(PY) kernels/benchmarks/selective_scan.py $(ARGS)
-	$(PY) kernels/benchmarks/backbone.py $(ARGS)
+	$(PY) kernels/benchmarks/selective_scan.py
+	$(PY) kernels/benchmarks/ss2d.py
+	$(PY) kernels/benchmarks/backbone.py
 
-gpu-check: $(READY) ## every GPU test, then the benchmarks on the GPU: one call
+gpu-check: $(READY) ## every GPU test, sanitizers, benchmarks and a training run on the GPU: one call
+	$(PY) -c "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 'gpu-check needs a CUDA device')"
 	$(PY) -m vmamba.doctor
 	$(PY) -m pytest -m gpu $(ARGS)
-	$(PY) kernels/benchmarks/selective_scan.py --device cuda
-	$(PY) kernels/benchmarks/backbone.py --device cuda
+	$(PY) kernels/benchmarks/selective_scan_cuda.py
+	$(PY) kernels/benchmarks/backbone.py --device cuda --batch-size 128 --amp bfloat16 --warmup 5 --steps 10
+	$(PY) -m classification --cfg configs/classification/vmamba_digits.yaml --output output/gpu-check
 
 data: $(READY) ## fetch Fashion-MNIST into data/
 	$(PY) -m classification.fetch fashion_mnist

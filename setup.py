@@ -211,7 +211,7 @@ def fingerprint(library: Library) -> str:
 
 
 def make(library: Library) -> bool:
-    """Build the library unless it is up to date, and return whether it was built; an old one never outlives a failure."""
+    """Return whether the library was built: not if it is up to date. An old one never outlives a failure."""
     try:
         digest = fingerprint(library)
         if library.path.exists() and library.stamp.exists() and library.stamp.read_text() == digest:

@@ -57,8 +57,15 @@ _IGNORED: tuple[tuple[Callable[[CfgNode], bool], tuple[str, ...], str], ...] = (
     (
         lambda c: True,
         (
-            "DATA.MASK_PATCH_SIZE", "DATA.MASK_RATIO", "MODEL.MMCKPT", "TRAIN.MOE.SAVE_MASTER", "ENABLE_AMP",
-            "AMP_OPT_LEVEL", "TRAINCOST_MODE", "FUSED_LAYERNORM", "MODEL.VSSM.SSM_RANK_RATIO",
+            "DATA.MASK_PATCH_SIZE",
+            "DATA.MASK_RATIO",
+            "MODEL.MMCKPT",
+            "TRAIN.MOE.SAVE_MASTER",
+            "ENABLE_AMP",
+            "AMP_OPT_LEVEL",
+            "TRAINCOST_MODE",
+            "FUSED_LAYERNORM",
+            "MODEL.VSSM.SSM_RANK_RATIO",
         ),
         "no part of the published trainer or of this one reads it",
     ),

@@ -119,7 +119,7 @@ def build_data(config: CfgNode, stated: set[str], world: World) -> Data:
     when there are too few images for one batch.
     """
     if "DATA.NUM_WORKERS" not in stated:
-        config.DATA.NUM_WORKERS = min(config.DATA.NUM_WORKERS, len(os.sched_getaffinity(0)))
+        config.DATA.NUM_WORKERS = min(config.DATA.NUM_WORKERS, _cores())
     held_out = open_source(config, train=False)
     train = None if config.EVAL_MODE else open_source(config, train=True)
     if train is not None:
@@ -130,6 +130,10 @@ def build_data(config: CfgNode, stated: set[str], world: World) -> Data:
         held_out=_held_out_batches(config, held_out, world),
         classes=held_out.classes,
     )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _train_batches(config: CfgNode, source: ImageSource, world: World) -> Batches:

@@ -13,8 +13,18 @@ from vmamba.weights import write_text
 
 METRICS = "metrics.csv"
 COLUMNS = (
-    "epoch", "lr", "train_loss", "grad_norm", "seconds", "images_per_second",
-    "val_loss", "acc1", "acc5", "ema_val_loss", "ema_acc1", "ema_acc5",
+    "epoch",
+    "lr",
+    "train_loss",
+    "grad_norm",
+    "seconds",
+    "images_per_second",
+    "val_loss",
+    "acc1",
+    "acc5",
+    "ema_val_loss",
+    "ema_acc1",
+    "ema_acc5",
 )
 
 

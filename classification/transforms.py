@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
+from PIL import Image
 from timm.data import create_transform
 from torchvision import transforms
 from yacs.config import CfgNode
 
 from vmamba.models.from_config import input_channels
 from vmamba.preprocess import SMALL_IMAGE, image_size, interpolation_mode
+
+
+class PaddedCrop:
+    """A crop of `size` (height, width) at a random place of the image padded with `padding` black pixels on each side.
+
+    torchvision's RandomCrop(size, padding) for images of that size, in one call of PIL: small images need it.
+    """
+
+    def __init__(self, size: tuple[int, int], padding: int) -> None:
+        self.size, self.padding = size, padding
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Return the crop of a PIL image."""
+        top, left = (random.randint(-self.padding, self.padding) for _ in range(2))
+        return image.crop((left, top, left + self.size[1], top + self.size[0]))
+
+    def __repr__(self) -> str:
+        return f"PaddedCrop({self.size}, padding={self.padding})"
 
 
 def train_transform(config: CfgNode) -> transforms.Compose:
@@ -39,7 +59,7 @@ def train_transform(config: CfgNode) -> transforms.Compose:
     if max(size) <= SMALL_IMAGE:
         steps[:1] = [
             transforms.Resize(size, interpolation=interpolation_mode(config)),
-            transforms.RandomCrop(size, padding=aug.CROP_PADDING),
+            PaddedCrop(size, aug.CROP_PADDING),
         ]
     if needs_colour(config) and input_channels(config) == 1:
         to_tensor = next(i for i, step in enumerate(steps) if type(step).__name__.endswith("ToTensor"))

@@ -28,9 +28,8 @@ def draw_scan_orders(path: Path) -> None:
         rows, columns = np.divmod(positions, GRID)
         points = np.stack([(columns + 0.5) * cell, (rows + 0.5) * cell], axis=1)
         axis.imshow(photo, alpha=0.55, extent=(0, GRID * cell, GRID * cell, 0))
-        axis.add_collection(
-            LineCollection(np.stack([points[:-1], points[1:]], axis=1), array=np.arange(len(points) - 1), cmap="plasma", lw=2.5)
-        )
+        segments = np.stack([points[:-1], points[1:]], axis=1)
+        axis.add_collection(LineCollection(segments, array=np.arange(len(segments)), cmap="plasma", lw=2.5))
         axis.scatter(*points.T, c=np.arange(len(points)), cmap="plasma", s=18, zorder=3)
         axis.annotate("start", points[0], color="white", ha="center", va="bottom", fontsize=10, fontweight="bold",
                       xytext=(0, 5), textcoords="offset points")  # fmt: skip

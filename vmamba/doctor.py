@@ -9,10 +9,11 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 
 from vmamba import __version__
 
-PACKAGES = ("torch", "torchvision", "triton", "numpy", "timm", "safetensors", "yacs", "mmengine", "mmdet", "mmsegmentation")
+PACKAGES = ("torch", "torchvision", "triton", "numpy", "timm", "safetensors", "yacs", "mmengine", "mmdet")
 
 
 def versions() -> list[tuple[str, str]]:
@@ -44,6 +45,25 @@ def devices() -> list[tuple[str, str]]:
     return rows
 
 
+def backends() -> tuple[Sequence[tuple[str, ...]], list[str]]:
+    """Return (operator, device, backend, error against the reference, why not another), and the backends that err."""
+    import torch
+
+    from vmamba.selfcheck import TOLERANCE, largest_error
+    from vmamba_kernels import native
+
+    rows, wrong = [], []
+    for operator, device, backend, reason in native.explain():
+        checked = "not checked, no such device"
+        if device == "cpu" or torch.cuda.is_available():
+            error = largest_error(operator, device)
+            checked = f"error {error:.0e}"
+            if not error < TOLERANCE:
+                wrong.append(f"{operator} ({backend}, {device})")
+        rows.append((operator, device, backend, checked, reason))
+    return rows, wrong
+
+
 def _run(command: list[str]) -> list[str]:
     if shutil.which(command[0]) is None:
         return []
@@ -64,7 +84,7 @@ def _last_line(*programs: str) -> str:
     return "not found"
 
 
-def _table(title: str, rows: list[tuple[str, ...]]) -> str:
+def _table(title: str, rows: Sequence[tuple[str, ...]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     lines = ["  " + "  ".join([cell.ljust(width) for cell, width in zip(row, widths)] + [row[-1]]) for row in rows]
     return "\n".join([title, *lines])
@@ -83,10 +103,11 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     if not arguments.brief:
         print(_table("Devices", devices()))
-    from vmamba_kernels import native
-
-    print(_table("Backends", native.explain()))
-    return 0
+    rows, wrong = backends()
+    print(_table("Backends", rows))
+    if wrong:
+        print(f"WRONG RESULTS from {', '.join(wrong)}: set VMAMBA_BUILD=off, install again, and report this page")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -90,7 +90,9 @@ def autocast(step: Callable[[], None], device_type: str, dtype: torch.dtype) -> 
 
 
 def method(args: argparse.Namespace) -> str:
-    device = torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.processor() or platform.machine()
+    device = (
+        torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.processor() or platform.machine()
+    )
     return (
         f"method: {device}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, "
         f"torch {torch.__version__}, timm {timm.__version__}, float32 weights, autocast {args.amp}, "

@@ -29,11 +29,11 @@ WIDTHS = {1: (96, 192, 384, 768), 16: (192, 384, 768, 1536)}
 TOO_LONG = 60.0
 METHOD = """Method: float32 tensors; u, delta, B, C random normal, delta_bias the inverse softplus of a step size drawn
 log-uniformly from [0.001, 0.1], A = -(1 ... N), D = 1; softplus, bias and skip inside for everybody. Ours, the
-reference, pscan and associative_scan get u and delta stored channel-last [B, L, K*D] and B, C as [B, L, K, N], the loop
-gets all channel-first, each as suits it. {warm} warm-up calls, then the median of {least} to {most} repeats within about
-{seconds:g} s, the wall clock around each{device}. fwd: under no_grad. fwd+bwd: forward and the gradients of all seven
-arguments. associative_scan is compiled first (not timed). A copy moves as many bytes (read + written) as our forward must:
-u, delta, B, C and y once; its repeats alternate with those of our forward."""
+reference, pscan and associative_scan get u and delta stored channel-last [B, L, K*D] and B, C as [B, L, K, N], the
+loop gets all channel-first, each as suits it. {warm} warm-up calls, then the median of {least} to {most} repeats within
+about {seconds:g} s, the wall clock around each{device}. fwd: under no_grad. fwd+bwd: forward and the gradients of all
+seven arguments. associative_scan is compiled first (not timed). A copy moves as many bytes (read + written) as our
+forward must: u, delta, B, C and y once; its repeats alternate with those of our forward."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,8 @@ def measure(
 
 def table(results: list[Result], d_state: int, batch: int, task: str, names: list[str]) -> str:
     """Milliseconds by stage, their sum, and the ratio of the sums to ours over the stages that both have."""
-    found = {(r.method, r.stage): r.milliseconds for r in results if (r.d_state, r.batch, r.task) == (d_state, batch, task)}
+    shown = [r for r in results if (r.d_state, r.batch, r.task) == (d_state, batch, task)]
+    found = {(r.method, r.stage): r.milliseconds for r in shown}
     lines = [f"\nd_state {d_state}, batch {batch}, {task}: milliseconds, and times as long as ours"]
     lines.append(f"{'':12s}" + "".join(f"{f'stage {n}':>20s}" for n in (1, 2, 3, 4)) + f"{'sum':>22s}")
     for name in names:
@@ -240,7 +241,8 @@ def setting(device: str) -> dict[str, str]:
     cpu = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        lines = info.read_text().splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
         cpu = f"{names[0]} x {len(names)}" if names else cpu
     row = next(r for r in native.explain() if r[:2] == ("selective_scan", device))
     versions = {name: importlib.metadata.version(name) for name in ("torch", "mambapy") if _installed(name)}
@@ -288,7 +290,8 @@ def main() -> None:
             for task in ("fwd", "fwd+bwd"):
                 print(table(results, d_state, batch, task, names))
     if options.json:
-        options.json.write_text(json.dumps({"setting": where, "results": [asdict(r) for r in results]}, indent=1) + "\n")
+        record = {"setting": where, "results": [asdict(result) for result in results]}
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

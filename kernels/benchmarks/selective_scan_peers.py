@@ -1,4 +1,4 @@
-"""Other ways to compute the selective scan, for the benchmark: each takes the operator's arguments and gives y [B, KD, L].
+"""Other ways to compute the selective scan, for the benchmark: each maps the operator's arguments to y [B, KD, L].
 
 They share the step size and the readout; what differs is how the recurrence h_l = a_l h_{l-1} + x_l is solved.
 """

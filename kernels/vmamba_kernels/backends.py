@@ -44,7 +44,7 @@ def names(operator: str) -> list[str]:
 
 def choose(operator: str, device: str) -> tuple[Backend, list[tuple[str, str]]]:
     """The backend that serves a device type and (name, reason) of those preferred to it that cannot."""
-    refused = []
+    refused: list[tuple[str, str]] = []
     for backend in _backends[operator]:
         if not backend.serves(device):
             continue

@@ -13,7 +13,9 @@ from typing import NamedTuple
 import torch
 
 FOLDER = Path(__file__).parent
-REMEDY = "build it with `VMAMBA_BUILD=cpu pip install --no-build-isolation -e .` from the checkout (needs g++ or clang++)"
+REMEDY = (
+    "build it with `VMAMBA_BUILD=cpu pip install --no-build-isolation -e .` from the checkout (needs g++ or clang++)"
+)
 REMEDIES = {
     "cpu": REMEDY,
     "cuda": "build it with `VMAMBA_BUILD=cuda pip install --no-build-isolation -e .` from the checkout "

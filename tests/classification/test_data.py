@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from classification.config import load_config
 from classification.data import build_data
 from classification.sampler import SeededBatches
 from classification.sources import DATASETS, open_source, read_idx
-from classification.transforms import split_transform, train_transform
+from classification.transforms import PaddedCrop, split_transform, train_transform
 from classification.world import World
 from tests.classification.runs import write_images
 from vmamba.errors import UserError
@@ -243,16 +244,23 @@ def test_published_training_transform():
     ]  # fmt: skip
     config.DATA.IMG_SIZE = 32
     steps = train_transform(config).transforms
-    assert isinstance(steps[1], transforms.RandomCrop) and steps[1].size == (32, 32) and steps[1].padding == 4
+    assert isinstance(steps[1], PaddedCrop) and steps[1].size == (32, 32) and steps[1].padding == 4
     config.AUG.AUTO_AUGMENT, config.AUG.REPROB = "none", 0.0
     assert kinds(train_transform(config)) == [
         "Resize",
-        "RandomCrop",
+        "PaddedCrop",
         "RandomHorizontalFlip",
         "ColorJitter",
         "MaybeToTensor",
         "Normalize",
     ]
+
+
+def test_padded_crop_takes_the_crops_of_torchvision_as_often():
+    image = Image.fromarray(np.random.default_rng(0).integers(1, 255, (5, 7), dtype=np.uint8))
+    ours, theirs = PaddedCrop((5, 7), 1), transforms.RandomCrop((5, 7), padding=1)
+    counts = [Counter(crop(image).tobytes() for _ in range(900)) for crop in (ours, theirs)]
+    assert counts[0].keys() == counts[1].keys() and len(counts[0]) == 9 and min(counts[0].values()) > 60
 
 
 def test_published_validation_transform():

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from vmamba_kernels import native, selective_scan
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")

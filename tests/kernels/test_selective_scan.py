@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from vmamba_kernels import selective_scan, selective_scan_fn
 
 from .selective_scan_cases import (

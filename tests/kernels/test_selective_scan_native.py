@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+
 from vmamba_kernels import native
 
 from .selective_scan_cases import LAYOUTS, Case, assert_close, exact, needs_cpu_library, scan

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -94,6 +95,7 @@ class VSSM(nn.Module):
             patchembed_version, in_chans, self.dims[0], patch_size, stem_norm, self.channel_first, **dd
         )
         self.imgsize = _pair(imgsize)
+        self.add_pos_embed = True
         self.pos_embed: nn.Parameter | None = None
         if posembed:
             self.pos_embed = nn.Parameter(torch.empty(1, self.dims[0], *self._pos_size(self.imgsize), **dd))
@@ -197,7 +199,7 @@ class VSSM(nn.Module):
                 "enlarge them or use a smaller patch_size or fewer stages"
             )
         x = self.patch_embed(x.contiguous(memory_format=torch.channels_last))
-        if self.pos_embed is not None:
+        if self.pos_embed is not None and self.add_pos_embed:
             pos: Tensor = self.pos_embed
             height, width = x.shape[2:] if self.channel_first else x.shape[1:3]
             if torch.compiler.is_compiling() or pos.shape[2:] != (height, width):
@@ -320,7 +322,8 @@ class Backbone(VSSM):
 
     A map is taken after the blocks of stage i and before the downsampling (strides 4, 8, 16, 32). `out_indices=()`
     gives the last stage's output itself, in the model's layout. `pretrained` is a checkpoint file of a VSSM or of a
-    Backbone; a failure to load is an error.
+    Backbone; a failure to load is an error. The published backbone carries `posembed` and never adds it: so does this
+    one, frozen and with a warning, unless `add_pos_embed` is set.
     """
 
     def __init__(
@@ -328,10 +331,16 @@ class Backbone(VSSM):
         out_indices: Sequence[int] = (0, 1, 2, 3),
         pretrained: str | None = None,
         norm_layer: str = "ln",
+        *,
+        add_pos_embed: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(norm_layer=norm_layer, **kwargs)
         del self.classifier
+        self.add_pos_embed = add_pos_embed
+        if self.pos_embed is not None and not add_pos_embed:
+            self.pos_embed.requires_grad_(False)
+            warnings.warn("Backbone leaves pos_embed out, as published; add_pos_embed=True adds it", stacklevel=2)
         wrong = [i for i in out_indices if not 0 <= i < len(self.dims)]
         if wrong:
             raise UserError(f"out_indices: {wrong[0]} is not a stage; this model has stages 0..{len(self.dims) - 1}")
@@ -388,5 +397,5 @@ def _refuse_unknown(unknown: dict[str, Any]) -> None:
         if name == "ssm_rank_ratio":
             raise TypeError("VSSM: 'ssm_rank_ratio' has never had an effect; remove it or set ssm_dt_rank")
         known = [p for p in inspect.signature(VSSM.__init__).parameters if p not in ("self", "unknown")]
-        known += ["out_indices", "pretrained"]
+        known += ["out_indices", "pretrained", "add_pos_embed"]
         raise TypeError(f"VSSM: unknown argument {name!r}.{closest(name, known)}")

@@ -8,25 +8,17 @@
 namespace vmamba {
 namespace {
 
-using Get = const ScanKernels& (*)();
-
-bool has_avx2() {
 #ifdef VMAMBA_X86
+bool has_avx2() {
   __builtin_cpu_init();
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-#else
-  return false;
-#endif
 }
 
 bool has_avx512() {
-#ifdef VMAMBA_X86
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-#else
-  return false;
-#endif
 }
+#endif
 
 const ScanKernels* by_name(const char* name) {
 #ifdef VMAMBA_X86

@@ -22,7 +22,8 @@ using Sizes = std::vector<i64>;
 
 // Below this many multiply-adds the threads cost more than they bring.
 constexpr i64 kSerialWork = 1 << 14;
-// As many tasks as the work is cut into where the shape allows. Never the number of threads: sums must not depend on it.
+// As many tasks as the backward is cut into where the shape allows. Never the number of threads: sums must not depend
+// on it.
 constexpr i64 kTasks = 16;
 
 const Ss2dKernels& ss2d_kernels() {
@@ -84,13 +85,17 @@ const float* dense(const Tensor& t, const Sizes& expected, const char* name) {
 
 i64 divide_up(i64 a, i64 b) { return (a + b - 1) / b; }
 
-// Channels of a block: whole vectors of every instruction set. Wide blocks share the reading of x_dbl among more
-// channels, narrow ones make enough tasks of few images.
-i64 block_channels(i64 batch, i64 channels) {
-  for (const i64 block : {i64{96}, i64{48}})
-    if (batch * divide_up(channels, block) >= kTasks) return block;
-  return 48;
+// Channels of a block: whole vectors of every instruction set. Wide blocks share what is done once for all channels of
+// a step, narrow ones make enough tasks of few images. No value of the forward depends on the blocks, so there the
+// number of threads decides; the backward sums over them, so there the shape alone.
+i64 forward_block(i64 batch, i64 channels) {
+  const i64 threads = torch::stable::get_num_threads();
+  for (const i64 block : {i64{96}, i64{48}, i64{32}})
+    if (batch * divide_up(channels, block) >= threads) return block;
+  return 16;
 }
+
+i64 backward_block(i64 batch, i64 channels) { return batch * divide_up(channels, 96) >= kTasks / 2 ? 96 : 48; }
 
 // The arguments that the forward and the backward share.
 struct Call {
@@ -98,7 +103,7 @@ struct Call {
   Ss2dInputs in;
 
   Call(const Tensor& x, const Tensor& x_dbl, const Tensor& dt_weight, const Tensor& A, const std::optional<Tensor>& D,
-       const std::optional<Tensor>& delta_bias, const Tensor& maps, i64 chunk) {
+       const std::optional<Tensor>& delta_bias, const Tensor& maps, i64 chunk, i64 (*block)(i64 batch, i64 channels)) {
     STD_TORCH_CHECK(x.dim() == 3 && dt_weight.dim() == 3 && A.dim() == 2 && maps.dim() == 2 && chunk > 0,
                     "ss2d on cpu: expected x [B, C, L], dt_weight [K, C, R], A [K*C, N], maps [K, L]");
     sizes.batch = x.size(0);
@@ -122,7 +127,7 @@ struct Call {
     in.maps = static_cast<const i64*>(maps.data_ptr());
     for (i64 i = 0; i < K * L; ++i)
       STD_TORCH_CHECK(0 <= in.maps[i] && in.maps[i] < L, "ss2d on cpu: maps point outside the image");
-    sizes.block = block_channels(sizes.batch, C);
+    sizes.block = block(sizes.batch, C);
     sizes.batch_groups = sizes.batch < kTasks ? sizes.batch : kTasks;
     if (sizes.batch == 0) return;
     const i64 wanted = divide_up(kTasks, sizes.batch_groups);
@@ -142,7 +147,7 @@ void parallel(i64 work, i64 count, const Run& run) {
 std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& x_dbl, const Tensor& dt_weight, const Tensor& A,
                                    const std::optional<Tensor>& D, const std::optional<Tensor>& delta_bias,
                                    const Tensor& maps, i64 chunk, ScalarType out_dtype, bool save_states) {
-  const Call call(x, x_dbl, dt_weight, A, D, delta_bias, maps, chunk);
+  const Call call(x, x_dbl, dt_weight, A, D, delta_bias, maps, chunk, forward_block);
   const Ss2dSizes& s = call.sizes;
   Tensor out = allocate_image(x, out_dtype);
   Tensor states = allocate(x, {s.batch, save_states ? s.chunks() - 1 : 0, s.states, s.directions * s.channels});
@@ -191,7 +196,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& dout, const Tensor& x, const Tensor& x_dbl, const Tensor& dt_weight, const Tensor& A,
     const std::optional<Tensor>& D, const std::optional<Tensor>& delta_bias, const Tensor& maps, const Tensor& states,
     i64 chunk) {
-  const Call call(x, x_dbl, dt_weight, A, D, delta_bias, maps, chunk);
+  const Call call(x, x_dbl, dt_weight, A, D, delta_bias, maps, chunk, backward_block);
   const Ss2dSizes& s = call.sizes;
   const i64 KC = s.directions * s.channels;
   check_shape(dout, {s.batch, s.channels, s.length}, "dout");

@@ -11,6 +11,8 @@ from .op import by_device, cpu_library, cuda_library, on_reference
 
 __all__ = ["selective_scan", "selective_scan_fn"]
 
+_PUBLISHED_BACKENDS = {"oflex": None, "core": None, "mamba": None, "torch": "reference"}
+
 
 def selective_scan(
     u: Tensor,
@@ -56,9 +58,9 @@ def selective_scan(
         fitting = fits(u, delta, A, B, C, D, delta_bias)
     except AttributeError:
         fitting = False
-        refuse(u, delta, A, B, C, D, delta_bias)
     if not fitting:
-        u, delta, B, C = unify(u.device.type, u, delta, B, C)
+        if isinstance(u, Tensor):
+            u, delta, B, C = unify(u.device.type, u, delta, B, C)
         refuse(u, delta, A, B, C, D, delta_bias)
     dtype = u.dtype
     work = torch.float64 if dtype is torch.float64 else torch.float32
@@ -111,7 +113,8 @@ def selective_scan_fn(
 
     The published backend names "oflex", "core" and "mamba" mean the choice by device, and "torch" the reference.
     """
-    backend = {"oflex": None, "core": None, "mamba": None, "torch": "reference"}.get(backend, backend) if backend else None
+    if backend is not None:
+        backend = _PUBLISHED_BACKENDS.get(backend, backend)
     out_dtype = None if oflex else u.dtype
     out = selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype=out_dtype, backend=backend)
     assert isinstance(out, Tensor)

@@ -110,9 +110,7 @@ def refuse(
 
 def _agree(name: str, tensor: Tensor, other_name: str, other: Tensor, agree: bool, expected: str) -> None:
     if not agree:
-        raise ValueError(
-            f"{name}: expected {expected}, got shape {_shape(tensor)} beside {other_name} {_shape(other)}"
-        )
+        raise ValueError(f"{name}: expected {expected}, got shape {_shape(tensor)} beside {other_name} {_shape(other)}")
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
@@ -126,12 +124,13 @@ def widen(name: str, weight: Tensor, work: torch.dtype) -> Tensor:
     return weight.to(work)
 
 
-def unify(device: str, u: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+def unify(device: str, *tensors: Tensor) -> tuple[Tensor, ...]:
     """u, delta, B, C in the widest of their types under autocast; as they are outside it."""
-    tensors = (u, *others)
-    if not torch.is_autocast_enabled(device) or any(t.dtype not in INPUT_DTYPES for t in tensors):
+    if any(not isinstance(t, Tensor) or t.dtype not in INPUT_DTYPES for t in tensors):
         return tensors
-    widest = u.dtype
-    for tensor in others:
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    widest = tensors[0].dtype
+    for tensor in tensors[1:]:
         widest = torch.promote_types(widest, tensor.dtype)
     return tuple(tensor.to(widest) for tensor in tensors)

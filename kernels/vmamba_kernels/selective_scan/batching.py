@@ -31,7 +31,8 @@ def vmap_rule(op: Callable[..., Any], axes: dict[str, int], result_axes: tuple[i
         ]
         results = op(*folded)
         unfolded = tuple(
-            result.unflatten(axis, (size, result.shape[axis] // size)) for result, axis in zip(results, result_axes, strict=True)
+            result.unflatten(axis, (size, result.shape[axis] // size))
+            for result, axis in zip(results, result_axes, strict=True)
         )
         return unfolded, result_axes
 

@@ -124,5 +124,3 @@ def backward(
             dD,
             dbias,
         )
-
-

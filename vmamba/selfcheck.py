@@ -1,0 +1,97 @@
+"""Does the backend that an operator uses here compute what the reference computes? A second's work, for the doctor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vmamba_kernels import cross_merge, cross_scan, scan_order, selective_scan
+from vmamba_kernels.ss2d import ss2d
+
+TOLERANCE = 1e-5
+Case = Callable[[dict[str, Tensor], str | None], Tensor]
+
+
+def _scan_tensors() -> dict[str, Tensor]:
+    """u, delta, A, B, C, D, delta_bias of an odd size: 2 images, 2 groups of 5 channels, 37 steps, 3 states."""
+    batch, groups, width, length, states = 2, 2, 5, 37, 3
+    channels = groups * width
+    return {
+        "u": torch.randn(batch, channels, length),
+        "delta": torch.randn(batch, channels, length) - 1,
+        "A": -torch.rand(channels, states) - 0.1,
+        "B": torch.randn(batch, groups, states, length),
+        "C": torch.randn(batch, groups, states, length),
+        "D": torch.randn(channels),
+        "delta_bias": torch.randn(channels),
+    }
+
+
+def _ss2d_tensors() -> dict[str, Tensor]:
+    """x, x_dbl, dt_weight, A, D, delta_bias of an odd size: 2 images of 5 x 7, 6 channels, rank 2, 3 states."""
+    batch, height, width, channels, directions, rank, states = 2, 5, 7, 6, 4, 2, 3
+    return {
+        "x": torch.randn(batch, height, width, channels),
+        "x_dbl": torch.randn(batch, height, width, directions * (rank + 2 * states)),
+        "dt_weight": torch.randn(directions, channels, rank),
+        "A": -torch.rand(directions * channels, states) - 0.1,
+        "D": torch.randn(directions * channels),
+        "delta_bias": torch.randn(directions * channels) - 1,
+    }
+
+
+def _cross_scan_by_index(x: Tensor) -> Tensor:
+    positions = scan_order("cross2d", *x.shape[-2:]).to(x.device)
+    return torch.stack([x.flatten(2)[..., row] for row in positions], 1)
+
+
+def _round_trip(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
+    """cross_scan and cross_merge; its reference reads by index, and the merge of a scan is K times the image."""
+    x = tensors["x"]
+    if backend == "reference":
+        return torch.cat([_cross_scan_by_index(x).flatten(), 4 * x.flatten()])
+    sequences = cross_scan(x)
+    merged = cross_merge(sequences.unflatten(-1, x.shape[-2:]))
+    return torch.cat([sequences.flatten(), merged.flatten()])
+
+
+def _scan(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
+    u, delta, A, B, C, D, delta_bias = tensors.values()
+    out = selective_scan(u, delta, A, B, C, D, delta_bias, backend=backend)
+    assert isinstance(out, Tensor)
+    return out
+
+
+def _ss2d(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
+    return ss2d(*tensors.values(), backend=backend)
+
+
+CASES: dict[str, tuple[Callable[[], dict[str, Tensor]], Case]] = {
+    "selective_scan": (_scan_tensors, _scan),
+    "cross_scan": (lambda: {"x": torch.randn(2, 3, 5, 7)}, _round_trip),
+    "ss2d": (_ss2d_tensors, _ss2d),
+}
+
+
+def largest_error(operator: str, device: str) -> float:
+    """Return the largest relative error, over the output and every gradient, of an operator's backend on a device.
+
+    The yardstick is the reference in float64 on the CPU, on the same seeded tensors. KeyError for an operator that has
+    no case here.
+    """
+    make, call = CASES[operator]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tensors = make()
+    exact = _values(call, {name: t.double() for name, t in tensors.items()}, "reference")
+    ours = _values(call, {name: t.to(device) for name, t in tensors.items()}, None)
+    return max(((a.cpu().double() - b).norm() / b.norm()).item() for a, b in zip(ours, exact))
+
+
+def _values(call: Case, tensors: dict[str, Tensor], backend: str | None) -> list[Tensor]:
+    leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
+    out = call(leaves, backend)
+    weights = torch.linspace(-1, 1, out.numel(), device=out.device, dtype=out.dtype).view_as(out)
+    return [out.detach(), *torch.autograd.grad((out * weights).sum(), list(leaves.values()))]
