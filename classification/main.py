@@ -34,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what the command line asks for and return the exit code."""
     config, stated = parse(argv)
     console = Console(file=sys.stdout)
-    with start_world(config.DEVICE, config.MEMORY_LIMIT_RATE) as world, open_run_folder(config, world) as folder:
+    with (
+        start_world(config.DEVICE, config.MEMORY_LIMIT_RATE) as world,
+        open_run_folder(config, world) as folder,
+    ):
         logger = create_logger(config.MODEL.NAME, world.rank, folder, console)
         try:
             run(config, stated, world, folder, logger, console)

@@ -64,23 +64,18 @@ void backward_states(const float* dt, const float* dtu, const Rows dy, const flo
 template <bool Softplus>
 void make_dt_and_slope(const Rows delta, const float* bias, i64 width, i64 rows, float* dt, float* slope) {
   constexpr int W = Vec::W;
+  if constexpr (Softplus) exp_minus_abs(delta, bias, width, rows, slope);
   for (i64 l = 0; l < rows; ++l)
     for (i64 c = 0; c < width; c += W) {
-      const Vec raw[1] = {Vec::load(delta.data + l * delta.stride + c) + Vec::load(bias + c)};
-      raw[0].store(dt + l * width + c);
+      const i64 at = l * width + c;
+      const Vec x = Vec::load(delta.data + l * delta.stride + c) + Vec::load(bias + c);
       if constexpr (Softplus) {
-        Vec e[1];
-        exp_minus_abs(raw, e);
-        e[0].store(slope + l * width + c);
+        const Vec e = Vec::load(slope + at);
+        softplus(x, e).store(dt + at);
+        sigmoid(x, e).store(slope + at);
+      } else {
+        x.store(dt + at);
       }
-    }
-  if constexpr (Softplus)
-    for (i64 i = 0; i < rows * width; i += W) {
-      Vec x[1] = {Vec::load(dt + i)};
-      const Vec e[1] = {Vec::load(slope + i)};
-      sigmoid(x[0], e[0]).store(slope + i);
-      softplus_from(x, e);
-      x[0].store(dt + i);
     }
 }
 

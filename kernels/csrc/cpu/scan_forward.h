@@ -9,27 +9,42 @@ constexpr int kStates = Vec::W == 16 ? 8 : 4;
 // Most vectors of channels that are walked together where there is one state.
 constexpr int kColumns = 3;
 
-// dt [rows][width] from the rows of delta, and e = exp(-|raw|) as scratch, in two sweeps: the chain delta -> exp -> log
-// is longer than what a processor looks ahead, and neighbouring vectors of one sweep are independent.
+// e [rows][width] = exp(-|delta + bias|), M neighbouring vectors of channels in step.
+template <int M>
+void exp_minus_abs(const Rows delta, const float* bias, i64 width, i64 rows, float* e) {
+  constexpr int W = Vec::W;
+  Vec b[M];
+  for (int i = 0; i < M; ++i) b[i] = Vec::load(bias + i * W) * Vec::set(kLog2e);
+  for (i64 l = 0; l < rows; ++l) {
+    Vec x[M];
+    for (int i = 0; i < M; ++i) x[i] = fma(Vec::load(delta.data + l * delta.stride + i * W), Vec::set(kLog2e), b[i]);
+    for (int i = 0; i < M; ++i) x[i] = minus_abs(x[i]);
+    exp2<false>(x);
+    for (int i = 0; i < M; ++i) x[i].store(e + l * width + i * W);
+  }
+}
+
+inline void exp_minus_abs(const Rows delta, const float* bias, i64 width, i64 rows, float* e) {
+  i64 c = 0;
+  for (; c + 2 * Vec::W <= width; c += 2 * Vec::W)
+    exp_minus_abs<2>({delta.data + c, delta.stride}, bias + c, width, rows, e + c);
+  for (; c < width; c += Vec::W) exp_minus_abs<1>({delta.data + c, delta.stride}, bias + c, width, rows, e + c);
+}
+
+// dt [rows][width] from the rows of delta, with e as scratch. In two sweeps: the chain delta -> exp -> log is longer
+// than what a processor looks ahead, and the neighbours in one sweep do not wait for each other.
 template <bool Softplus>
 void make_dt(const Rows delta, const float* bias, i64 width, i64 rows, float* dt, float* e) {
   constexpr int W = Vec::W;
+  if constexpr (Softplus) exp_minus_abs(delta, bias, width, rows, e);
   for (i64 l = 0; l < rows; ++l)
     for (i64 c = 0; c < width; c += W) {
-      const Vec raw[1] = {Vec::load(delta.data + l * delta.stride + c) + Vec::load(bias + c)};
-      raw[0].store(dt + l * width + c);
-      if constexpr (Softplus) {
-        Vec small[1];
-        exp_minus_abs(raw, small);
-        small[0].store(e + l * width + c);
-      }
-    }
-  if constexpr (Softplus)
-    for (i64 i = 0; i < rows * width; i += W) {
-      Vec x[1] = {Vec::load(dt + i)};
-      const Vec small[1] = {Vec::load(e + i)};
-      softplus_from(x, small);
-      x[0].store(dt + i);
+      const i64 at = l * width + c;
+      const Vec x = Vec::load(delta.data + l * delta.stride + c) + Vec::load(bias + c);
+      if constexpr (Softplus)
+        softplus(x, Vec::load(e + at)).store(dt + at);
+      else
+        x.store(dt + at);
     }
 }
 
@@ -56,18 +71,14 @@ void forward_one_state(const Rows u, const float* dt, i64 dt_stride, const Rows 
   for (int i = 0; i < M; ++i) h[i].store(state + i * W);
 }
 
-// M steps of one vector of channels: dt, dt * u and D * u.
-template <int M, bool Softplus>
-VMAMBA_INLINE void prepare_steps(const Rows u, const Rows delta, Vec bias, Vec D, i64 l, float* dt_out, float* dtu_out,
-                                 float* y_out) {
-  Vec dt[M], e[M];
-  for (int i = 0; i < M; ++i) dt[i] = Vec::load(delta.data + (l + i) * delta.stride) + bias;
-  if constexpr (Softplus) softplus(dt, e);
-  for (int i = 0; i < M; ++i) {
-    const Vec u_i = Vec::load(u.data + (l + i) * u.stride);
-    dt[i].store(dt_out + (l + i) * Vec::W);
-    (dt[i] * u_i).store(dtu_out + (l + i) * Vec::W);
-    (D * u_i).store(y_out + (l + i) * Vec::W);
+// dt, dt * u and D * u of one vector of channels, side by side in time; `dt` has rows of `width`.
+VMAMBA_INLINE void start_column(const Rows u, const float* dt, i64 width, Vec D, i64 steps, float* dt_column,
+                                float* dtu_column, float* y_column) {
+  for (i64 l = 0; l < steps; ++l) {
+    const Vec dt_l = Vec::load(dt + l * width), u_l = Vec::load(u.data + l * u.stride);
+    dt_l.store(dt_column + l * Vec::W);
+    (dt_l * u_l).store(dtu_column + l * Vec::W);
+    (D * u_l).store(y_column + l * Vec::W);
   }
 }
 
@@ -210,13 +221,10 @@ void Forward<Softplus, Above>::many_states(const Task& task, const Tile& tile, R
   const i64 N = s_.states, steps = tile.steps;
   pack(args_.in.B, task.batch, task.group, tile.start, steps, N, B_);
   pack(args_.in.C, task.batch, task.group, tile.start, steps, N, C_);
+  make_dt<Softplus>(delta, bias_, task.width, steps, dt_, e_);
   for (i64 c = 0; c < task.width; c += Vec::W) {
-    const Rows u_c{u.data + c, u.stride}, delta_c{delta.data + c, delta.stride};
-    const Vec bias = Vec::load(bias_ + c), D = Vec::load(D_ + c);
-    i64 l = 0;
-    for (; l + 4 <= steps; l += 4)
-      prepare_steps<4, Softplus>(u_c, delta_c, bias, D, l, dt_column_, dtu_column_, y_column_);
-    for (; l < steps; ++l) prepare_steps<1, Softplus>(u_c, delta_c, bias, D, l, dt_column_, dtu_column_, y_column_);
+    start_column({u.data + c, u.stride}, dt_ + c, task.width, Vec::load(D_ + c), steps, dt_column_, dtu_column_,
+                 y_column_);
     const auto block = [&](auto several, i64 n) {
       constexpr int NB = decltype(several)::value;
       forward_states<NB, Above>(dt_column_, dtu_column_, y_column_, A2_ + n * task.width + c, task.width, B_ + n,
@@ -226,7 +234,7 @@ void Forward<Softplus, Above>::many_states(const Task& task, const Tile& tile, R
     for (; n + kStates <= N; n += kStates) block(std::integral_constant<int, kStates>{}, n);
     for (; n + 4 <= N; n += 4) block(std::integral_constant<int, 4>{}, n);
     for (; n < N; ++n) block(std::integral_constant<int, 1>{}, n);
-    for (l = 0; l < steps; ++l) Vec::load(y_column_ + l * Vec::W).store(y.data + l * y.stride + c);
+    for (i64 l = 0; l < steps; ++l) Vec::load(y_column_ + l * Vec::W).store(y.data + l * y.stride + c);
   }
 }
 

@@ -104,20 +104,14 @@ void Ss2dForward<Above>::one_state(i64 width, i64 steps, Rows x) {
 template <bool Above>
 void Ss2dForward<Above>::many_states(i64 width, i64 steps, Rows x) {
   const float *B = p_ + s_.rank, *C = B + s_.states;
+  make_dt<true>({delta_, width}, weights_.bias, width, steps, dt_, e_);
   for (i64 c = 0; c < width; c += Vec::W) {
-    const Vec bias = Vec::load(weights_.bias + c), D = Vec::load(D_ + c);
-    const auto prepare = [&](auto several, i64 l) {
-      prepare_steps<decltype(several)::value, true>({x.data + c, x.stride}, {delta_ + c, width}, bias, D, l, dt_column_,
-                                                    dtx_column_, y_column_);
-    };
-    i64 l = 0;
-    for (; l + 4 <= steps; l += 4) prepare(std::integral_constant<int, 4>{}, l);
-    for (; l < steps; ++l) prepare(std::integral_constant<int, 1>{}, l);
+    start_column({x.data + c, x.stride}, dt_ + c, width, Vec::load(D_ + c), steps, dt_column_, dtx_column_, y_column_);
     by_states(s_.states, [&](auto several, i64 n) {
       forward_states<decltype(several)::value, Above>(dt_column_, dtx_column_, y_column_, weights_.A2 + n * width + c,
                                                       width, B + n, C + n, s_.section(), h_ + n * width + c, steps);
     });
-    for (l = 0; l < steps; ++l) Vec::load(y_column_ + l * Vec::W).store(y_tile_ + l * width + c);
+    for (i64 l = 0; l < steps; ++l) Vec::load(y_column_ + l * Vec::W).store(y_tile_ + l * width + c);
   }
 }
 

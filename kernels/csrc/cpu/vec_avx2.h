@@ -35,10 +35,17 @@ VMAMBA_INLINE float sum(Vec a) {
   return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
 }
 
-// a * 2^k for the integer k in the low bits of a float that was rounded by adding 1.5 * 2^23.
-VMAMBA_INLINE Vec scale_by_rounded(Vec a, Vec rounded) {
-  const __m256i k = _mm256_slli_epi32(_mm256_castps_si256(rounded.v), 23);
-  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.v), k))};
+// x = k + f with a whole k, |f| <= 1/2.
+struct Split {
+  __m256i k;
+  Vec f;
+};
+VMAMBA_INLINE Split split(Vec x) {
+  return {_mm256_cvtps_epi32(x.v), {_mm256_sub_ps(x.v, _mm256_round_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC))}};
+}
+// a * 2^k.
+VMAMBA_INLINE Vec scale(Vec a, __m256i k) {
+  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.v), _mm256_slli_epi32(k, 23)))};
 }
 
 }  // namespace

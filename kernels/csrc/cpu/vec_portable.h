@@ -39,10 +39,17 @@ VMAMBA_INLINE Vec select_negative(Vec x, Vec negative, Vec other) {
 }
 VMAMBA_INLINE float sum(Vec a) { return (a.v[0] + a.v[1]) + (a.v[2] + a.v[3]); }
 
-// a * 2^k for the integer k in the low bits of a float that was rounded by adding 1.5 * 2^23.
-VMAMBA_INLINE Vec scale_by_rounded(Vec a, Vec rounded) {
-  return {(Float4)((Int4)a.v + ((Int4)rounded.v << 23))};
+// x = k + f with a whole k, |f| <= 1/2; |x| < 2^22. Adding 1.5 * 2^23 rounds, and leaves k in the low bits.
+struct Split {
+  Int4 k;
+  Vec f;
+};
+VMAMBA_INLINE Split split(Vec x) {
+  const Vec rounded = x + Vec::set(12582912.0f);
+  return {(Int4)rounded.v, x - (rounded - Vec::set(12582912.0f))};
 }
+// a * 2^k.
+VMAMBA_INLINE Vec scale(Vec a, Int4 k) { return {(Float4)((Int4)a.v + (k << 23))}; }
 
 }  // namespace
 
