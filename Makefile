@@ -73,4 +73,4 @@ doctor: $(READY) ## versions, and which backend each operator uses and why
 	@$(PY) -m vmamba.doctor
 
 clean: ## remove what was built, keep .venv and output
-	rm -rf build *.egg-info kernels/vmamba_kernels/*.so $(VENV)/.built-*
+	rm -rf build *.egg-info kernels/vmamba_kernels/*.so kernels/vmamba_kernels/*.hash $(VENV)/.built-*

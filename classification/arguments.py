@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from yacs.config import CfgNode
 
 from classification.checks import check_values
 from classification.config import load_config
-from vmamba.errors import UserError, closest
+from vmamba.command_line import Parser
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[CfgNode, set[str]]:
     """Return the checked configuration that the command line asks for, and the set of keys that somebody stated."""
-    parser = _parser()
-    known = list(parser._option_string_actions)
-    given = [_spelling(word, known) for word in (sys.argv[1:] if argv is None else argv)]
-    options, rest = parser.parse_known_args(given)
-    if rest:
-        kind = "flag" if rest[0].startswith("-") else "argument"
-        raise UserError(f"unknown {kind} '{rest[0]}'.{closest(rest[0], known)} See python -m classification -h")
+    options = _parser().parse(argv)
     flags = {key: value for key, value in vars(options).items() if key.isupper() and value is not None}
     config, stated = load_config(options.cfg, options.opts or (), flags)
-    check_values(config, stated)
+    check_values(config)
     return config, stated
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. See python -m classification -h")
-
-
-def _spelling(word: str, known: list[str]) -> str:
-    """Return a flag in its published spelling, whichever of '-' and '_' joins its words."""
-    flag, equals, value = word.partition("=")
-    if not flag.startswith("--"):
-        return word
-    for name in known:
-        if name.replace("_", "-") == flag.replace("_", "-"):
-            return name + equals + value
-    return word
 
 
 def _flag(text: str) -> bool:
@@ -53,11 +29,10 @@ def _flag(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m classification",
         description="Train or evaluate an image classifier; torchrun -m classification for several processes.",
-        allow_abbrev=False,
     )
 
     def switch(group, name: str, key: str, help: str, value: bool = True) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from yacs.config import CfgNode
 
@@ -26,6 +28,8 @@ _AT_LEAST = {
     "DATA.BATCH_SIZE": 1,
     "DATA.NUM_WORKERS": 0,
     "MODEL.NUM_CLASSES": 1,
+    "MODEL.VSSM.PATCH_SIZE": 1,
+    "MODEL.VSSM.SSM_D_STATE": 1,
     "TRAIN.START_EPOCH": 0,
     "TRAIN.EPOCHS": 1,
     "TRAIN.WARMUP_EPOCHS": 0,
@@ -34,14 +38,17 @@ _AT_LEAST = {
     "TRAIN.WARMUP_LR": 0,
     "TRAIN.MIN_LR": 0,
     "TRAIN.WEIGHT_DECAY": 0,
+    "TRAIN.LR_SCHEDULER.DECAY_EPOCHS": 1,
     "TRAIN.MAX_NONFINITE": 1,
     "AUG.MIXUP": 0,
     "AUG.CUTMIX": 0,
     "AUG.CROP_PADDING": 0,
+    "SEED": 0,
     "SAVE_FREQ": 1,
     "PRINT_FREQ": 1,
     "KEEP_CHECKPOINTS": 0,
 }
+_AT_MOST = {"MODEL.VSSM.SSM_D_STATE": 256}
 _SHARES = (
     "MODEL.DROP_RATE",
     "MODEL.DROP_PATH_RATE",
@@ -52,6 +59,31 @@ _SHARES = (
     "AUG.HFLIP",
     "EMA.DECAY",
 )
+# timm's automatic policies, by the part of their name before the first dash
+_POLICIES = ("rand", "augmix", "3a", "original", "originalr", "v0", "v0r", "none")
+
+
+class _Items(NamedTuple):
+    """What a list holds: items of `kind` for which `fits` is true, as `needs` says; `length` None is any."""
+
+    kind: type
+    length: int | None
+    fits: Callable[[float], bool]
+    needs: str
+
+
+_LISTS = {
+    "DATA.MEAN": _Items(float, None, lambda x: -inf < x < inf, "that are finite"),
+    "DATA.STD": _Items(float, None, lambda x: 0 < x < inf, "above 0"),
+    "MODEL.VSSM.DEPTHS": _Items(int, None, lambda x: x >= 1, "at least 1"),
+    "MODEL.VSSM.EMBED_DIM": _Items(int, None, lambda x: x >= 1, "at least 1"),
+    "TRAIN.LR_SCHEDULER.MULTISTEPS": _Items(int, None, lambda x: x >= 1, "at least 1"),
+    "TRAIN.OPTIMIZER.BETAS": _Items(float, 2, lambda x: 0 <= x < 1, "at least 0 and below 1"),
+    "AUG.SCALE": _Items(float, 2, lambda x: 0 < x <= 1, "above 0 and at most 1"),
+    "AUG.RATIO": _Items(float, 2, lambda x: 0 < x < inf, "above 0"),
+    "AUG.CUTMIX_MINMAX": _Items(float, 2, lambda x: 0 <= x <= 1, "between 0 and 1"),
+}
+_RISING = ("AUG.SCALE", "AUG.RATIO", "AUG.CUTMIX_MINMAX")
 # (true when it applies, the keys, why they do nothing)
 _IGNORED: tuple[tuple[Callable[[CfgNode], bool], tuple[str, ...], str], ...] = (
     (
@@ -114,7 +146,7 @@ _IGNORED: tuple[tuple[Callable[[CfgNode], bool], tuple[str, ...], str], ...] = (
 )
 
 
-def check_values(config: CfgNode, stated: set[str]) -> None:
+def check_values(config: CfgNode) -> None:
     """Raise `UserError` for the first value that is out of range or asks for what is not built yet."""
     for key, choices in _CHOICES.items():
         value = _value(config, key)
@@ -123,9 +155,15 @@ def check_values(config: CfgNode, stated: set[str]) -> None:
     for key, least in _AT_LEAST.items():
         if _value(config, key) < least:
             raise UserError(f"{key} must be at least {least}, not {_value(config, key)}")
+    for key, most in _AT_MOST.items():
+        if _value(config, key) > most:
+            raise UserError(f"{key} must be at most {most}, not {_value(config, key)}")
     for key in _SHARES:
         if not 0 <= _value(config, key) <= 1:
             raise UserError(f"{key} must lie between 0 and 1, not {_value(config, key)}")
+    for key, items in _LISTS.items():
+        _check_list(key, _value(config, key), items)
+    _check_policy(config.AUG.AUTO_AUGMENT)
     check_dataset(config.DATA.DATASET)
     _check_images(config)
     _check_schedule(config)
@@ -156,6 +194,29 @@ def overruled_by_resume(config: CfgNode, checkpoint: Path | None) -> list[str]:
     return lines
 
 
+def _check_list(key: str, value: Any, items: _Items) -> None:
+    """Refuse a list (or, for a key that takes one, a single number) that holds something else than `items`."""
+    if value is None:
+        return
+    entries = list(value) if isinstance(value, list | tuple) else [value]
+    kinds = (int, float) if items.kind is float else (int,)
+    if items.length is not None and len(entries) != items.length:
+        raise UserError(f"{key} must hold {items.length} numbers, not {len(entries)}: {entries}")
+    for entry in entries:
+        if not isinstance(entry, kinds) or isinstance(entry, bool) or not items.fits(entry):
+            noun = "whole numbers" if items.kind is int else "numbers"
+            raise UserError(f"{key} takes only {noun} {items.needs}, not {entry!r}")
+    if key in _RISING and entries[0] > entries[1]:
+        raise UserError(f"{key} must be [low, high], not {entries}")
+
+
+def _check_policy(policy: str) -> None:
+    name = policy.partition("-")[0]
+    if name not in _POLICIES:
+        hint = closest(name, _POLICIES)
+        raise UserError(f"AUG.AUTO_AUGMENT '{policy}' is unknown; it starts with one of {', '.join(_POLICIES)}.{hint}")
+
+
 def _check_images(config: CfgNode) -> None:
     size = config.DATA.IMG_SIZE
     if isinstance(size, list) and (len(size) != 2 or not all(isinstance(s, int) for s in size)):
@@ -168,9 +229,6 @@ def _check_images(config: CfgNode) -> None:
     for key in ("DATA.MEAN", "DATA.STD"):
         if len(_value(config, key)) != channels:
             raise UserError(f"{key} {_value(config, key)} needs one number for each of {channels} input channels")
-    minmax = config.AUG.CUTMIX_MINMAX
-    if minmax is not None and len(minmax) != 2:
-        raise UserError(f"AUG.CUTMIX_MINMAX must be [low, high], not {minmax}")
 
 
 def _check_schedule(config: CfgNode) -> None:

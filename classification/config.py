@@ -68,7 +68,9 @@ def _merge_file(config: CfgNode, path: Path, stated: set[str], chain: tuple[Path
         cycle = " -> ".join(p.name for p in (*chain, resolved))
         raise UserError(f"{chain[-1]}: BASE goes round in a circle: {cycle}")
     values = _read_yaml(path, chain)
-    bases = values.get("BASE") or []
+    bases = values.get("BASE", [])
+    if not isinstance(bases, str | list):
+        raise UserError(f"{path}: BASE must be a list of file names, not {bases!r}")
     for base in [bases] if isinstance(bases, str) else bases:
         if not isinstance(base, str):
             raise UserError(f"{path}: BASE must be a list of file names, not {base!r}")

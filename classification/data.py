@@ -14,12 +14,12 @@ from yacs.config import CfgNode
 
 from classification.rng import borrowed_seed
 from classification.sampler import SeededBatches
-from classification.sources import ImageSource, open_source, read_errors
+from classification.sources import ImageSource, open_source
 from classification.transforms import needs_colour, split_transform, train_transform
 from classification.world import World
 from vmamba.errors import UserError
 from vmamba.models.from_config import input_channels
-from vmamba.preprocess import evaluation_transform, image_mode
+from vmamba.preprocess import IMAGE_ERRORS, evaluation_transform, image_mode
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Images(Dataset):
             for index in indices:
                 try:
                     image = self.source.load(index).convert(self.mode)
-                except read_errors() as error:
+                except IMAGE_ERRORS as error:
                     return BadImage(self.source.name(index), getattr(error, "strerror", None) or str(error))
                 arrays.append(np.asarray(self.image_steps(image)))
             images = self.tensor_steps(_as_tensor(np.stack(arrays)))

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from yacs.config import CfgNode
 
 from vmamba.errors import UserError, closest
+from vmamba.preprocess import read_image
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -28,7 +29,7 @@ class ImageSource(Protocol):
         """The class number of each image."""
 
     def load(self, index: int) -> Image.Image:
-        """Return one image; raises OSError when it cannot be read."""
+        """Return one image; raises one of `vmamba.preprocess.IMAGE_ERRORS` when it cannot be read."""
 
     def name(self, index: int) -> str:
         """Return what an error message calls the image."""
@@ -70,11 +71,8 @@ class FolderSource:
             self.labels += [label] * len(found)
 
     def load(self, index: int) -> Image.Image:
-        """Return the image at path `index`, decoded."""
-        with open(self.paths[index], "rb") as file:
-            image = Image.open(file)
-            image.load()
-        return image
+        """Return the image at path `index`, decoded and upright."""
+        return read_image(self.paths[index])
 
     def name(self, index: int) -> str:
         """Return its path."""
@@ -191,11 +189,6 @@ def read_idx(path: Path) -> np.ndarray:
     if rank == 0 or body.size != int(np.prod(shape)):
         raise UserError(f"{path} is no complete idx file; delete it and fetch it again with: make data")
     return body.reshape(shape)
-
-
-def read_errors() -> tuple[type[Exception], ...]:
-    """Return the exceptions that an unreadable image raises."""
-    return (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 def _require_folder(path: Path) -> None:

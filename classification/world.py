@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from vmamba.devices import choose_device
 from vmamba.errors import UserError
 
 T = TypeVar("T")
@@ -96,10 +97,7 @@ def _environment(name: str, default: int) -> int:
 
 
 def _choose_device(device: str, local_rank: int, memory_share: float) -> torch.device:
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise UserError("--device cuda: torch sees no GPU here; use --device cpu, or see python -m vmamba.doctor")
-    if device == "cpu" or not available:
+    if choose_device(device).type == "cpu":
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.metadata
 import os
@@ -12,6 +11,8 @@ import subprocess
 from collections.abc import Sequence
 
 from vmamba import __version__
+from vmamba.command_line import Parser
+from vmamba.errors import exit_on_user_error
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "timm", "safetensors", "yacs", "mmengine", "mmdet")
 
@@ -90,10 +91,11 @@ def _table(title: str, rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join([title, *lines])
 
 
+@exit_on_user_error
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vmamba.doctor", description=__doc__)
+    parser = Parser(prog="python -m vmamba.doctor", description=__doc__)
     parser.add_argument("--brief", action="store_true", help="only one line per operator and device")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse(argv)
     if not arguments.brief:
         print(_table("Versions", versions()))
     try:

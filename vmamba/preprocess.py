@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from PIL import Image, ImageOps
 from torchvision import transforms
+
+from vmamba.errors import UserError
 
 RESIZE_RATIO = 256 / 224
 SMALL_IMAGE = 32
+# What an unreadable image raises while it is read or converted.
+IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Return the image file decoded and turned upright by its EXIF orientation; raises one of `IMAGE_ERRORS`.
+
+    A damaged EXIF block leaves the image as it is stored.
+    """
+    with open(path, "rb") as file:
+        image = Image.open(file)
+        image.load()
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except (ValueError, SyntaxError, TypeError, KeyError, struct.error):
+        return image
+    return image
 
 
 def image_size(config: Mapping[str, Any]) -> tuple[int, int]:
@@ -18,8 +40,11 @@ def image_size(config: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def image_mode(channels: int) -> str:
-    """Return the PIL mode of images with that many channels."""
-    return {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    """Return the PIL mode of images with that many channels; `UserError` where there is none."""
+    modes = {1: "L", 3: "RGB", 4: "RGBA"}
+    if channels not in modes:
+        raise UserError(f"no image file has {channels} channels; a model of images takes 1, 3 or 4")
+    return modes[channels]
 
 
 def evaluation_transform(config: Mapping[str, Any]) -> transforms.Compose:

@@ -64,7 +64,7 @@ def require(operator: str, name: str, device: str) -> Backend:
     if found is None:
         raise ValueError(f"backend: {name!r} is not one of {', '.join(map(repr, names(operator)))}")
     if not found.serves(device):
-        raise ValueError(f"backend: {name!r} runs on {', '.join(found.devices)}, and u is on {device}")
+        raise ValueError(f"backend: {name!r} runs on {', '.join(found.devices)}, and the tensors are on {device}")
     why = found.missing()
     if why:
         raise RuntimeError(f"{operator}: backend {name!r} is absent: {why}")

@@ -8,7 +8,7 @@ from classification.arguments import parse
 from classification.checks import ignored_settings
 from classification.config import as_plain, as_yaml, changed_keys, load_config
 from classification.defaults import defaults
-from vmamba.errors import UserError
+from vmamba.errors import UserError, exit_on_user_error
 
 PUBLISHED = {
     "BASE": [""],
@@ -191,6 +191,9 @@ def test_a_later_file_may_change_between_the_types_of_a_key(tmp_path):
         ({"a": "BASE: [/etc/passwd]"}, "BASE '/etc/passwd' is an absolute path; write it relative"),
         ({"a": "BASE: [~/x.yaml]"}, "absolute path"),
         ({"a": "BASE: [3]"}, "BASE must be a list of file names, not 3"),
+        ({"a": "BASE: 3"}, "a.yaml: BASE must be a list of file names, not 3"),
+        ({"a": "BASE: 0"}, "BASE must be a list of file names, not 0"),
+        ({"a": "BASE: {b.yaml: 1}"}, "BASE must be a list of file names, not {'b.yaml': 1}"),
         (
             {"a": "TAG: !!python/object/apply:os.mkdir [canary]"},
             "a.yaml line 1: could not determine a constructor for the tag",
@@ -235,6 +238,46 @@ def test_a_faulty_command_line_is_one_line(arguments, message):
     with pytest.raises(UserError, match=message) as error:
         parse(arguments)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("DATA.MEAN", "['a']", "takes only numbers that are finite, not 'a'"),
+        ("DATA.STD", "[0.0]", "takes only numbers above 0, not 0.0"),
+        ("DATA.STD", "[True,1,1]", "takes only numbers above 0, not True"),
+        ("TRAIN.OPTIMIZER.BETAS", "(0.9,)", r"must hold 2 numbers, not 1: \[0.9\]"),
+        ("TRAIN.OPTIMIZER.BETAS", "(0.9,'x')", "takes only numbers at least 0 and below 1, not 'x'"),
+        ("TRAIN.OPTIMIZER.BETAS", "(0.9,1.0)", "takes only numbers at least 0 and below 1, not 1.0"),
+        ("AUG.SCALE", "[1]", r"must hold 2 numbers, not 1: \[1\]"),
+        ("AUG.SCALE", "[0.9,0.1]", r"must be \[low, high\], not \[0.9, 0.1\]"),
+        ("AUG.RATIO", "[0,1]", "takes only numbers above 0, not 0"),
+        ("AUG.RATIO", "['x',1]", "takes only numbers above 0, not 'x'"),
+        ("AUG.CUTMIX_MINMAX", "['a','b']", "takes only numbers between 0 and 1, not 'a'"),
+        ("AUG.CUTMIX_MINMAX", "[0.2]", "must hold 2 numbers, not 1"),
+        ("TRAIN.LR_SCHEDULER.MULTISTEPS", "['a']", "takes only whole numbers at least 1, not 'a'"),
+        ("TRAIN.LR_SCHEDULER.MULTISTEPS", "[1.5]", "takes only whole numbers at least 1, not 1.5"),
+        ("MODEL.VSSM.EMBED_DIM", "[48,'x']", "takes only whole numbers at least 1, not 'x'"),
+        ("MODEL.VSSM.EMBED_DIM", "0", "takes only whole numbers at least 1, not 0"),
+        ("MODEL.VSSM.DEPTHS", "[2,'x']", "takes only whole numbers at least 1, not 'x'"),
+        ("SEED", "-1", "must be at least 0, not -1"),
+        ("TRAIN.LR_SCHEDULER.DECAY_EPOCHS", "0", "must be at least 1, not 0"),
+        ("MODEL.VSSM.PATCH_SIZE", "0", "must be at least 1, not 0"),
+        ("MODEL.VSSM.SSM_D_STATE", "0", "must be at least 1, not 0"),
+        ("MODEL.VSSM.SSM_D_STATE", "300", "must be at most 256, not 300"),
+        ("AUG.AUTO_AUGMENT", "rnd-m9", r"'rnd-m9' is unknown; it starts with one of rand, .*Did you mean 'rand'\?"),
+    ],
+)
+def test_a_value_out_of_range_is_one_line_with_the_key_and_exit_code_2(capsys, key, text, message):
+    with pytest.raises(UserError, match=f"^{key} {message}") as error:
+        parse(["--opts", key, text])
+    assert exit_on_user_error(parse)(["--opts", key, text]) == 2
+    assert capsys.readouterr().err == f"error: {error.value}\n" and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("policy", ["none", "original-mstd0.5", "augmix-m5-w4-d2", "v0r", "3a"])
+def test_policies_of_timm_are_accepted(policy):
+    assert parse(["--opts", "AUG.AUTO_AUGMENT", policy])[0].AUG.AUTO_AUGMENT == policy
 
 
 def test_published_flags_set_their_keys():

@@ -13,7 +13,9 @@ import torch
 from timm.models._manipulate import group_parameters
 from torch import nn
 
+from vmamba.errors import UserError
 from vmamba.models import SS2D, VSSM, Backbone, ForwardType, model_names
+from vmamba_kernels.backends import require
 
 STATE_DICTS = json.loads(gzip.decompress((Path(__file__).parents[1] / "data/vmamba_state_dicts.json.gz").read_bytes()))
 DOCS = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
@@ -265,6 +267,7 @@ def test_another_token_mixer_gets_the_published_arguments() -> None:
         (lambda: VSSM(downsample_version="none"), ["dims", "'none'"]),
         (lambda: VSSM(ssm_init="v3"), ["ssm_init", "v0, v1, v2"]),
         (lambda: VSSM(forward_type="v05_noy"), ["forward_type", "Did you mean 'v05_noz'?"]),
+        (lambda: VSSM(forward_type="v05_nozz_onone"), ["forward_type", "Did you mean 'v05_noz_onnone'?"]),
         (lambda: VSSM(dims=(8, 16)), ["dims, depths", "[8, 16]"]),
         (lambda: VSSM(global_pool="mean"), ["global_pool", "'avg'"]),
         (lambda: VSSM(patchembed_version="v2", patch_size=1), ["patch_size", "'v1'"]),
@@ -280,3 +283,55 @@ def test_bad_arguments_are_one_line_with_the_nearest_name(make, words: list[str]
         make()
     message = str(error.value)
     assert "\n" not in message and all(word in message for word in words if word != "TypeError"), message
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"depths": d} for d in ((1, 0), (1, 1.5), (-1,), 2, "22", (True,))),
+        *({"dims": d} for d in (0, -8, (16, 0, 16, 16), 16.0, "16", None)),
+        *({"patch_size": p} for p in (0, -4, 4.0, "4", (4, 4))),
+        *({"patch_size": p, "patchembed_version": "v2"} for p in (1, 3, 5)),
+        *({"ssm_d_state": n} for n in (0, -1, 257, 1.0, "auto")),
+        *({"ssm_conv": k} for k in (2, 4, 3.0, "3", (3, 3))),
+        *({name: r} for name in ("ssm_ratio", "mlp_ratio") for r in (-1.0, "2", None, float("nan"))),
+        *({"drop_path_rate": r} for r in (-0.1, 1.0, 1.5, "0.1", float("nan"))),
+        *({name: v} for name in ("patchembed_version", "downsample_version", "norm_layer") for v in (2, None)),
+        {"norm_layer": nn.LayerNorm},
+    ],
+    ids=str,
+)
+def test_values_that_cannot_work_are_refused_before_anything_is_built(wrong: dict) -> None:
+    with pytest.raises(UserError, match=f"^{next(iter(wrong))}: ") as error:
+        VSSM(**wrong, device="meta")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        *({"ssm_conv": k} for k in (-1, 0, 1, 5)),
+        {"ssm_d_state": 256},
+        {"mlp_ratio": 0},
+        {"ssm_ratio": 0},
+        {"drop_path_rate": 0},
+        {"patch_size": 1},
+        {"patch_size": 6, "patchembed_version": "v2"},
+    ],
+    ids=str,
+)
+def test_values_at_the_edge_work(right: dict) -> None:
+    model = VSSM(depths=(1, 1), dims=8, num_classes=3, **right)
+    assert model(torch.randn(1, 3, 24, 24)).isfinite().all()
+
+
+def test_a_suggested_forward_type_is_one_that_parses() -> None:
+    with pytest.raises(UserError, match="unknown 'v05_noz_nozz'") as error:
+        VSSM(forward_type="v05_noz_nozz")
+    assert "Did you mean" not in str(error.value)
+
+
+@pytest.mark.parametrize("operator", ["ss2d", "selective_scan"])
+def test_a_backend_that_does_not_serve_the_device_is_refused(operator: str) -> None:
+    with pytest.raises(ValueError, match="'cpu' runs on cpu, and the tensors are on cuda"):
+        require(operator, "cpu", "cuda")

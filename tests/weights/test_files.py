@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import json
 import os
 import signal
+import struct
 from pathlib import Path
 
 import pytest
@@ -182,6 +184,125 @@ def test_a_damaged_manifest_is_one_line(tmp_path):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(CheckpointError, match="manifest.json is damaged"):
         load_checkpoint(tmp_path / "best.pth")
+
+
+GOOD = {"sha256": "0" * 64, "size": 1}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {},
+        {"files": []},
+        {"files": {"best.pth": {}}},
+        {"files": {"best.pth": 3}},
+        {"files": {"best.pth": {**GOOD, "size": "1"}}},
+        {"files": {"best.pth": {**GOOD, "replaces": 3}}},
+        {"files": {"other.pth": 3}},
+    ],
+)
+def test_a_manifest_of_another_shape_is_one_line(tmp_path, content):
+    save_checkpoint(tmp_path / "best.pth", payload(1))
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    for act in (load_checkpoint, verify, drop_checkpoint, lambda path: save_checkpoint(path, payload(2))):
+        with pytest.raises(CheckpointError, match=r"manifest.json is damaged \(.*delete it to go on") as error:
+            (tmp_path / "best.pth").touch()
+            act(tmp_path / "best.pth")
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [AssertionError, AttributeError, TypeError, struct.error, MemoryError])
+def test_whatever_the_unpickler_raises_is_one_line(tmp_path, monkeypatch, kind):
+    path = tmp_path / "legacy.pth"
+    torch.save(payload(1), path, _use_new_zipfile_serialization=False)
+
+    def broken(*_, **__):
+        raise kind("no\nreason")
+
+    monkeypatch.setattr(torch, "load", broken)
+    with pytest.raises(CheckpointError, match=f"legacy.pth is not a readable checkpoint .*{kind.__name__}") as error:
+        load_checkpoint(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_legacy_file_is_one_line_wherever_the_byte(tmp_path):
+    path = tmp_path / "legacy.pth"
+    torch.save(payload(1), path, _use_new_zipfile_serialization=False)
+    whole, refused = path.read_bytes(), 0
+    for at in range(0, len(whole) - 300, 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            load_checkpoint(path)
+        except CheckpointError as error:
+            refused += "legacy.pth" in str(error) and "\n" not in str(error)
+    assert refused > 20
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("listed", [True, False])
+def test_an_unreadable_file_is_one_line_with_its_path(tmp_path, monkeypatch, suffix, listed):
+    path = tmp_path / f"weights{suffix}"
+    save_checkpoint(path, {"weight": torch.zeros(3)})
+    if not listed:
+        (tmp_path / "manifest.json").unlink()
+    opened = builtins.open
+
+    def refusing(file, *more, **named):
+        if Path(file) == path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(file))
+        return opened(file, *more, **named)
+
+    monkeypatch.setattr(builtins, "open", refusing)
+    for act in (load_checkpoint, verify):
+        with pytest.raises(CheckpointError, match=rf"^cannot read .*weights\{suffix}: Permission denied$"):
+            act(path)
+
+
+def test_an_unreadable_manifest_is_named(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path / "best.pth", payload(1))
+
+    def refusing(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refusing)
+    with pytest.raises(CheckpointError, match="cannot read .*manifest.json: Permission denied"):
+        load_checkpoint(tmp_path / "best.pth")
+
+
+class Stopped(Exception):
+    """Stands for a kill before the rename."""
+
+
+def stop_before_the_rename(monkeypatch, path: Path, epoch: int) -> None:
+    rename = os.replace
+
+    def stopping(source, target):
+        if Path(target) == path:
+            raise Stopped
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", stopping)
+        with pytest.raises(Stopped):
+            save_checkpoint(path, payload(epoch))
+
+
+def test_a_damaged_file_does_not_become_good_by_an_interrupted_save(tmp_path, monkeypatch):
+    path = tmp_path / "best.pth"
+    save_checkpoint(path, payload(1))
+    flip_byte(path)
+    stop_before_the_rename(monkeypatch, path, 2)
+    with pytest.raises(CheckpointError, match="best.pth is damaged: its sha256"):
+        load_checkpoint(path)
+
+
+def test_two_interrupted_saves_keep_the_file_before_them(tmp_path, monkeypatch):
+    path = tmp_path / "best.pth"
+    save_checkpoint(path, payload(1))
+    for epoch in (2, 3):
+        stop_before_the_rename(monkeypatch, path, epoch)
+        assert same(load_checkpoint(path), 1)
 
 
 def test_safetensors_hold_tensors_only(tmp_path):

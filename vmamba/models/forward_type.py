@@ -117,9 +117,18 @@ def parse_forward_type(text: str | ForwardType) -> ForwardType:
 
 
 def _nearest(version: str, suffixes: list[str]) -> str:
-    """A sentence with the nearest valid string; empty if nothing is near."""
+    """A sentence with the nearest string that parses; empty if nothing is near."""
     spelled = {v + (f"_{s}" if s else "") for v in VERSIONS for s in ("", *SUFFIXES)}
     if version in VERSIONS:
         fixed = [s if s in SUFFIXES else closest(s, SUFFIXES)[len(" Did you mean '") : -2] for s in suffixes]
-        return f" Did you mean '{'_'.join([version, *fixed])}'?" if all(fixed) else ""
+        text = "_".join([version, *fixed])
+        return f" Did you mean '{text}'?" if all(fixed) and _parses(text) else ""
     return closest("_".join([version, *suffixes]), spelled)
+
+
+def _parses(text: str) -> bool:
+    try:
+        parse_forward_type(text)
+    except UserError:
+        return False
+    return True

@@ -25,6 +25,7 @@ from .classifier import Classifier, init_linear
 from .forward_type import ForwardType
 from .layers import ACTIVATIONS, NORMS, downsample, find, patch_embed
 from .ss2d import SS2D
+from .vssm_checks import check_vssm_arguments
 from .vssm_keys import rename_published_keys, resize_pos_embed
 
 
@@ -75,6 +76,19 @@ class VSSM(nn.Module):
         **unknown: Any,
     ) -> None:
         _refuse_unknown(unknown)
+        check_vssm_arguments(
+            depths,
+            dims,
+            patch_size,
+            ssm_d_state,
+            ssm_conv,
+            rates=dict(ssm_ratio=ssm_ratio, mlp_ratio=mlp_ratio, drop_path_rate=drop_path_rate),
+            names=dict(
+                patchembed_version=patchembed_version,
+                downsample_version=downsample_version,
+                norm_layer=norm_layer,
+            ),
+        )
         super().__init__()
         dd: dict[str, Any] = {k: v for k, v in (("device", device), ("dtype", dtype)) if v is not None}
         self.depths = list(depths)

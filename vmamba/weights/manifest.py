@@ -9,7 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from vmamba.errors import UserError
 
@@ -18,6 +21,15 @@ MANIFEST = "manifest.json"
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged, unsafe or does not fit; one line that names the file."""
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Return a context in which a refusal of the file system becomes a `CheckpointError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def sha256_of(path: Path) -> str:
@@ -30,15 +42,41 @@ def sha256_of(path: Path) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, dict]:
-    """Return {file name: entry} of `folder`, empty without a manifest; `CheckpointError` when it is damaged."""
+    """Return {file name: entry} of `folder`, empty without a manifest.
+
+    Each entry holds a ``sha256``, a ``size`` and maybe what it ``replaces``. `CheckpointError` when the manifest is
+    damaged or cannot be read.
+    """
     path = Path(folder) / MANIFEST
     try:
-        files = json.loads(path.read_text(encoding="utf-8"))["files"]
-    except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); delete it to go on without digests") from None
+        with reading(path):
+            if not path.exists():
+                return {}
+            content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise _damaged(path, str(error)) from None
+    files = content.get("files") if isinstance(content, dict) else None
+    if not isinstance(files, dict):
+        raise _damaged(path, "it has no mapping 'files'")
+    for name, entry in files.items():
+        if not _is_entry(entry):
+            raise _damaged(path, f"its entry {name!r} is no sha256 and size")
     return files
+
+
+def _is_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("sha256"), str)
+        and isinstance(entry.get("size"), int)
+        and isinstance(entry.get("replaces", ""), str)
+    )
+
+
+def _damaged(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged ({why}); delete it to go on without digests")
 
 
 def manifest_text(files: dict[str, dict]) -> str:
@@ -47,10 +85,16 @@ def manifest_text(files: dict[str, dict]) -> str:
 
 
 def entry_for(path: Path, final: Path, files: dict[str, dict], epoch: int | None) -> dict:
-    """Return the manifest entry for the finished file `path` that is about to replace `final`."""
+    """Return the manifest entry for the finished file `path` that is about to replace `final`.
+
+    What it replaces is a digest that the old entry names, so that a damaged file never becomes a good one.
+    """
     entry: dict = {"sha256": sha256_of(path), "size": path.stat().st_size, "epoch": epoch}
-    if final.exists() and final.name in files:
-        entry["replaces"] = sha256_of(final)
+    old = files.get(final.name)
+    if old is not None and final.exists():
+        # an interrupted save leaves the file that the old entry was to replace
+        kept = old.get("replaces") == sha256_of(final)
+        entry["replaces"] = old["replaces"] if kept else old["sha256"]
     return entry
 
 
@@ -58,9 +102,15 @@ def verify(path: str | Path) -> str | None:
     """Return what is wrong with the checkpoint at `path`, or None.
 
     A file that the manifest lists must have the listed digest (or, while it is being replaced, the one before). One
-    that no manifest lists is checked against the checksums inside it, where its format has them.
+    that no manifest lists is checked against the checksums inside it, where its format has them. `CheckpointError`
+    when the file or the manifest cannot be read.
     """
     path = Path(path)
+    with reading(path):
+        return _problem(path)
+
+
+def _problem(path: Path) -> str | None:
     if not path.exists():
         return "it does not exist"
     entry = read_manifest(path.parent).get(path.name)
@@ -84,6 +134,8 @@ def _check_archive(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
+    except PermissionError:
+        raise
     except (zipfile.BadZipFile, OSError) as error:
         return f"it is cut short or damaged ({error})"
     return f"its part {broken} is damaged" if broken else None
