@@ -152,7 +152,7 @@ def expected_seconds(name: str, task: str, stage: Stage, before: Result | None, 
     return before.milliseconds / 1e3 * growth
 
 
-def run_shapes(d_state: int, batch: int, names: list[str], clock: Clock) -> list[Result]:
+def run_shapes(d_state: int, batch: int, names: list[str], tasks: list[str], clock: Clock) -> list[Result]:
     """All methods and tasks at the four stages, small ones first; prints a line for each stage."""
     results: list[Result] = []
     known: dict[tuple[str, str], Result] = {}
@@ -162,7 +162,7 @@ def run_shapes(d_state: int, batch: int, names: list[str], clock: Clock) -> list
         tensors = stage.tensors(clock.device)
         channel_first = [x.contiguous() for x in tensors]
         print(f"d_state {d_state}, batch {batch}, stage {number}: K*D {stage.channels}, L {stage.length}", flush=True)
-        for task in ("fwd", "fwd+bwd"):
+        for task in tasks:
             for name in names:
                 result = Result(name, task, number, d_state, batch)
                 guess = expected_seconds(name, task, stage, known.get((name, task)), smaller)
@@ -269,6 +269,7 @@ def main() -> None:
     parser.add_argument("--d-state", type=int, nargs="+", choices=sorted(WIDTHS), default=[1, 16])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--methods", nargs="+", choices=list(methods("cpu")), default=list(methods("cpu")))
+    parser.add_argument("--tasks", nargs="+", choices=["fwd", "fwd+bwd"], default=["fwd", "fwd+bwd"])
     parser.add_argument("--threads", type=int, help="threads of PyTorch's pool (its own choice if not given)")
     parser.add_argument("--seconds", type=float, default=1.0, help="time for the repeats of one figure")
     parser.add_argument("--json", type=Path, help="also write every figure to this file")
@@ -284,10 +285,10 @@ def main() -> None:
     results: list[Result] = []
     for d_state in options.d_state:
         for batch in options.batch:
-            results += run_shapes(d_state, batch, names, clock)
+            results += run_shapes(d_state, batch, names, options.tasks, clock)
     for d_state in options.d_state:
         for batch in options.batch:
-            for task in ("fwd", "fwd+bwd"):
+            for task in options.tasks:
                 print(table(results, d_state, batch, task, names))
     if options.json:
         record = {"setting": where, "results": [asdict(result) for result in results]}
