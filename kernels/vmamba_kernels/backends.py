@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 
 
 @dataclass(frozen=True)
 class Backend:
     """One implementation of an operator.
 
-    `devices` are the device types it runs on (empty: every one); `missing()` is why it cannot run, "" if it can.
+    `devices` are the device types it runs on (empty: every one), `on_request` more of them where it runs only when it
+    is named; `missing()` is why it cannot run, "" if it can.
     """
 
     operator: str
     name: str
     devices: tuple[str, ...] = ()
+    on_request: tuple[str, ...] = ()
     missing: Callable[[], str] = lambda: ""
 
     def serves(self, device: str) -> bool:
         return not self.devices or device in self.devices
 
 
+# The folders of the operators; importing one registers its backends.
+OPERATORS = ("cross_scan", "selective_scan", "ss2d")
 _backends: dict[str, list[Backend]] = {}
 
 
@@ -31,10 +36,10 @@ def register(backend: Backend) -> None:
 
 
 def operators() -> list[str]:
-    """Names of the operators, in the order of their registration; importing them registers them."""
-    from . import cross_scan, selective_scan, ss2d  # noqa: F401
-
-    return list(_backends)
+    """Names of the operators."""
+    for name in OPERATORS:
+        import_module(f"{__package__}.{name}")
+    return list(OPERATORS)
 
 
 def names(operator: str) -> list[str]:
@@ -63,7 +68,7 @@ def require(operator: str, name: str, device: str) -> Backend:
     found = next((backend for backend in _backends[operator] if backend.name == name), None)
     if found is None:
         raise ValueError(f"backend: {name!r} is not one of {', '.join(map(repr, names(operator)))}")
-    if not found.serves(device):
+    if not found.serves(device) and device not in found.on_request:
         raise ValueError(f"backend: {name!r} runs on {', '.join(found.devices)}, and the tensors are on {device}")
     why = found.missing()
     if why:
