@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vmamba_kernels import cross_merge, cross_scan, scan_order, selective_scan
+from vmamba_kernels import bias_gelu, cross_merge, cross_scan, scan_order, selective_scan
 from vmamba_kernels.ss2d import ss2d
 
 TOLERANCE = 1e-5
@@ -68,7 +68,12 @@ def _ss2d(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
     return ss2d(*tensors.values(), backend=backend)
 
 
+def _bias_gelu(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
+    return bias_gelu(*tensors.values(), backend=backend)
+
+
 CASES: dict[str, tuple[Callable[[], dict[str, Tensor]], Case]] = {
+    "bias_gelu": (lambda: {"x": torch.randn(7, 13), "bias": torch.randn(13)}, _bias_gelu),
     "selective_scan": (_scan_tensors, _scan),
     "cross_scan": (lambda: {"x": torch.randn(2, 3, 5, 7)}, _round_trip),
     "ss2d": (_ss2d_tensors, _ss2d),

@@ -323,3 +323,39 @@ def test_on_gpu(name: str, gpu: torch.device) -> None:
 def test_options_can_be_given_by_name() -> None:
     text, named = build(forward_type="v05_noz"), build(forward_type=ForwardType(gate=False))
     assert torch.equal(parameters_to_vector(text.parameters()), parameters_to_vector(named.parameters()))
+
+
+def plain_mlp(mlp: Mlp, x: torch.Tensor) -> torch.Tensor:
+    return mlp.fc2(F.gelu(mlp.fc1(x)))
+
+
+def test_the_mlp_is_its_plain_layers_whatever_runs_it() -> None:
+    mlp, x = Mlp(24, 40), torch.randn(2, 5, 5, 24)
+    torch.testing.assert_close(mlp(x), plain_mlp(mlp, x))
+    grads = [torch.autograd.grad(f.square().sum(), list(mlp.parameters())) for f in (mlp(x), plain_mlp(mlp, x))]
+    torch.testing.assert_close(*grads)
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(x), plain_mlp(mlp, x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert mlp(x).dtype is torch.bfloat16
+    assert mlp.bfloat16()(x.bfloat16()).dtype is torch.bfloat16
+
+
+def test_hooks_and_replaced_layers_of_the_mlp_are_called() -> None:
+    mlp, x, seen = Mlp(4, 6), torch.randn(3, 4), []
+    handle = mlp.fc1.register_forward_hook(lambda *_: seen.append("fc1"))
+    mlp(x)
+    handle.remove()
+    mlp.act.register_forward_hook(lambda *_: seen.append("act"))
+    mlp(x)
+    assert seen == ["fc1", "act"]
+
+    class Doubled(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    mlp = Mlp(4, 6)
+    doubled = Doubled(4, 6)
+    doubled.load_state_dict(mlp.fc1.state_dict())
+    mlp.fc1 = doubled
+    torch.testing.assert_close(mlp(x), mlp.fc2(F.gelu(doubled(x))))
