@@ -1,8 +1,8 @@
 """How the cost of the scans grows with the length and with the batch: ``python kernels/benchmarks/growth.py``.
 
-Length: the first stage of VMamba-T (K 4, D 96, d_state 1) over images of growing side, one image on a CPU and 8 on a GPU. Batch: the
-third stage at 224 (D 384, 14 x 14). The figure is nanoseconds for each of the B*K*D*L elements; a cost in proportion
-to the size is a level line in `--plot`.
+Length: the first stage of VMamba-T (K 4, D 96, d_state 1) over images of growing side, one image on a CPU and 8 on a
+GPU. Batch: the third stage at 224 (D 384, 14 x 14). The figure is nanoseconds for each of the B*K*D*L elements; a cost
+in proportion to the size is a level line in `--plot`.
 """
 
 from __future__ import annotations

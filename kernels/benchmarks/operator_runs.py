@@ -1,4 +1,4 @@
-"""The run that all benchmarks of an operator share: a plan of cases, the contenders of each by turns, a row for each."""
+"""The run that all benchmarks of an operator share: a plan of cases, the contenders by turns, a row for each."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def arguments(description: str | None, networks: list[str], known: list[str]) ->
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--networks", nargs="+", default=networks, choices=known, metavar="NAME", help=", ".join(known))
     parser.add_argument("--sizes", type=int, nargs="+", default=[224], help="pixels a side of the images")
-    parser.add_argument("--batch", type=int, nargs="+", help="at 224; fewer above (default: 1 8 on a CPU, 128 on a GPU)")
+    parser.add_argument("--batch", type=int, nargs="+", help="at 224, fewer above (default: 1 8; on a GPU 128)")
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 2, 3, 4], choices=(1, 2, 3, 4))
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16", "float16"), help="of the activations")
     parser.add_argument("--modes", nargs="+", choices=MODES, help="(default: forward training; on a GPU backward too)")
@@ -277,4 +277,3 @@ def _tell(report: Report, case: Case, samples: dict[str, Sample], nbytes: int, f
             f"{nbytes / sample.median / 1e9:8.1f} GB/s{row['of_copy']:7.0%} of the copy{row['times_ours']:8.2f} x ours",
             flush=True,
         )
-

@@ -42,7 +42,8 @@ def bars(rows: list[dict[str, Any]], path: Path) -> None:
         groups = list(dict.fromkeys(_group(row) for row in shown))
         for i, name in enumerate(names):
             points = [(groups.index(_group(r)), r["times_ours"]) for r in shown if r["contender"] == name]
-            axis.bar([x + 0.8 * i / len(names) for x, _ in points], [y for _, y in points], 0.8 / len(names), label=name)
+            width = 0.8 / len(names)
+            axis.bar([x + width * i for x, _ in points], [y for _, y in points], width, label=name)
         axis.set_xticks(range(len(groups)), groups, rotation=30, ha="right", fontsize=7)
         axis.set_yscale("log")
         axis.set_title(mode)
@@ -56,7 +57,7 @@ def _group(row: dict[str, Any]) -> str:
 
 
 def lines(rows: list[dict[str, Any]], path: Path, grows: tuple[str, ...]) -> None:
-    """Nanoseconds per element against each quantity that grows, one panel an operator and mode, one line a contender."""
+    """Nanoseconds per element against each quantity that grows: a panel an operator and mode, a line a contender."""
     pyplot, timed = _pyplot(), _timed(rows)
     if pyplot is None or not timed:
         return

@@ -2,9 +2,9 @@
 
 At the shapes of the published networks (shapes.py). Tensors: u, delta, B, C random normal, delta_bias the inverse
 softplus of a step drawn log-uniformly from [0.001, 0.1], A = -(1 ... N), D = 1; softplus, bias and skip inside for
-everybody. "ours" gets u, delta, B and C stored channel-last, as our models store them, "ours, time-first" stored along
-time, as mamba-ssm and the loop get them. Necessary bytes: u, delta, B and C read and y written once; backward: these and dy
-read, their gradients written.
+everybody. "ours" gets u, delta, B and C stored channel-last, as our models store them, "ours,time-first" stored along
+time, as mamba-ssm and the loop get them. Necessary bytes: u, delta, B and C read and y written once; backward: these
+and dy read, their gradients written.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ def contenders(case: Case, device: torch.device) -> list[Contender]:
     first = [x.contiguous() for x in last]
     whole = last[0].numel() * case.scan.d_state * 4.0  # bytes of a float32 [B, K*D, L, N]
     room = (8 if case.mode == "forward" else 30) * whole
-    found = [Contender("ours", (lambda: ours,), last), Contender("ours, time-first", (lambda: ours,), first)]
+    found = [Contender("ours", (lambda: ours,), last), Contender("ours,time-first", (lambda: ours,), first)]
     for name in other_backends("selective_scan", device):
-        found.append(Contender(f"ours, {name}", (lambda name=name: partial(ours, backend=name),), last))
+        found.append(Contender(f"ours,{name}", (lambda name=name: partial(ours, backend=name),), last))
     found.append(Contender("reference", (lambda: partial(ours, backend="reference"),), last, room / 4))
     found.append(Contender("associative_scan", associative(device), last, room))
     if device.type == "cuda":

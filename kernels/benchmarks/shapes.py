@@ -1,7 +1,7 @@
 """The shapes of the scans inside the published networks, for every benchmark of an operator.
 
 B batch, K directions, D channels of one direction, R rank of the step size, N d_state, L = H*W.
-Sources: Liu et al., "VMamba", 2024, table 7; Zhu et al., "Vision Mamba", 2024, section 4; Kapse et al., "FastVim", 2025.
+Sources: Liu et al., "VMamba", 2024; Zhu et al., "Vision Mamba", 2024; Kapse et al., "FastVim", 2025.
 """
 
 from __future__ import annotations

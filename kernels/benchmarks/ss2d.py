@@ -1,9 +1,9 @@
 """The fused ss2d beside the same mixer made of separate ops: ``python kernels/benchmarks/ss2d.py``.
 
 All see the same values: x and its projections x_dbl, in image order, channel-last. "unfused" is cross_scan of both, the
-step-size projection, selective_scan and cross_merge, each as fast as this package has it; "unfused, PEER" the same around
-the scan of a peer, its sequences stored along time. Necessary bytes: x and x_dbl read and y written once; backward: these and dy
-read, dx and dx_dbl written. At the shapes of the published networks (shapes.py).
+step-size projection, selective_scan and cross_merge, each as fast as this package has it; "unfused,PEER" the same
+around the scan of a peer, its sequences stored along time. Necessary bytes: x and x_dbl read and y written once;
+backward: these and dy read, dx and dx_dbl written. At the shapes of the published networks (shapes.py).
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ def contenders(case: Case, device: torch.device) -> list[Contender]:
     room = case.elements * case.scan.d_state * 4.0 * (8 if case.mode == "forward" else 30)
     found = [Contender("ours", (lambda: ss2d,), given)]
     for name in other_backends("ss2d", device):
-        found.append(Contender(f"ours, {name}", (lambda name=name: partial(ss2d, backend=name),), given))
+        found.append(Contender(f"ours,{name}", (lambda name=name: partial(ss2d, backend=name),), given))
     found.append(Contender("unfused", (lambda: unfused,), given))
     peers = {"associative_scan": associative(device)}
     if device.type == "cuda":
         peers |= {"mamba-ssm": (mamba_ssm,), "flash-linear-attention": (flash_linear_attention,)}
     for name, makers in peers.items():
         functions = tuple(lambda make=make: unfused_by(make()) for make in makers)
-        found.append(Contender(f"unfused, {name}", functions, given, 0.0 if name == "mamba-ssm" else room))
+        found.append(Contender(f"unfused,{name}", functions, given, 0.0 if name == "mamba-ssm" else room))
     return found
 
 

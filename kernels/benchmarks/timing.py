@@ -45,16 +45,15 @@ class Clock:
         self.scrub = torch.empty(CACHE_BYTES, dtype=torch.uint8, device=self.device) if self.cuda else None
 
     def method(self) -> str:
-        how = (
-            f"CUDA events around single calls, {CACHE_BYTES >> 20} MiB written over the cache before each, enqueued while "
-            "the GPU sleeps"
-            if self.cuda
-            else "wall clock, inputs in whatever cache holds them"
-        )
+        """How the figures are taken, in a sentence."""
+        how = "wall clock, inputs in whatever cache holds them"
+        if self.cuda:
+            how = f"CUDA events around single calls, {CACHE_BYTES >> 20} MiB written over the cache before each, "
+            how += "enqueued while the GPU sleeps"
         return (
-            f"{how}; 2 warm-up calls, then median (fastest to slowest) of {TURNS} turns, the contenders by turns, about "
-            f"{self.seconds:g} s each; one of which a call takes over {self.seconds:g} s gets {LEAST_TURNS} turns, one of "
-            f"over {self.longest:g} s is skipped by name"
+            f"{how}; 2 warm-up calls, then median (fastest to slowest) of {TURNS} turns, the contenders by turns, "
+            f"about {self.seconds:g} s each; {LEAST_TURNS} turns if one call takes longer than that, and over "
+            f"{self.longest:g} s it is skipped by name"
         )
 
     def synchronize(self) -> None:
@@ -70,7 +69,7 @@ class Clock:
         return time.perf_counter() - start
 
     def warm_up(self, call: Call) -> float:
-        """Wall seconds of the second call; TooSlow if it takes too long, or the first, which may compile, 4 times that."""
+        """Wall seconds of the second call; TooSlow if it takes too long, or the first (it may compile) 4 times so."""
         took = self.once(call)
         if took > 4 * self.longest:
             raise TooSlow(f"the first call took {took:.0f} s")
@@ -130,7 +129,7 @@ def copy_call(device: torch.device | str, nbytes: int) -> Call:
 
 
 def copy_bandwidth(clock: Clock) -> float:
-    """Bytes per second, read and written, of copying one large array: 1 GiB on a GPU, 256 MiB on a CPU; the best turn."""
+    """Bytes per second, read and written, of the best turn of copying 1 GiB on a GPU, 256 MiB on a CPU."""
     nbytes = (2 << 30) if clock.cuda else (512 << 20)
     copy = copy_call(clock.device, nbytes)
     return nbytes / clock.by_turns({"copy": copy}, {"copy": clock.warm_up(copy)})["copy"].fastest
