@@ -187,7 +187,7 @@ def find_facts(check: Check) -> None:
     outcome = check.run("facts", ["-c", FACTS], 120)
     if outcome.status != "passed":
         raise SystemExit(f"error: {sys.executable} cannot import torch: {outcome.detail}")
-    check.facts = json.loads(check.log("facts")[-1])
+    check.facts = json.loads(next(line for line in check.log("facts") if line.startswith("{")))
     if check.device == "cuda" and "GPU" not in check.facts:
         raise SystemExit(
             f"error: gpu-check needs a CUDA device, and torch {check.facts['torch']} of {sys.executable} sees none; "

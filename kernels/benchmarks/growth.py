@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import selective_scan
 import ss2d
-from operator_runs import Case, arguments, run, settle
+from operator_runs import Case, arguments, exit_if_failed, run, settle
 from plots import lines
 from shapes import Scan
 
@@ -41,6 +41,7 @@ def main() -> None:
     report = run("growth", found, options)
     if options.plot:
         lines(report.rows, options.plot, ("length", "batch"))
+    exit_if_failed(report)
 
 
 if __name__ == "__main__":

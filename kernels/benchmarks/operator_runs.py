@@ -122,7 +122,13 @@ def run(name: str, cases: list[tuple[Benchmark, Case]], options: argparse.Namesp
             _skip(report, case, "every contender", f"the budget of {options.budget:.0f} s is used up")
             continue
         print(f"{case}")
-        _run_case(benchmark, case, clock, options.contenders, report)
+        try:
+            _run_case(benchmark, case, clock, options.contenders, report)
+        except (torch.OutOfMemoryError, TooSlow) as why:
+            _skip(report, case, "ours", str(why).splitlines()[0])
+        except RuntimeError as error:
+            report.add(**_row(case, "ours"), ms=None, failed=str(error))
+            print(f"    FAILED: {error}", flush=True)
         if clock.cuda:
             torch.cuda.empty_cache()
     report.close(options.json)
@@ -133,19 +139,26 @@ def main(benchmark: Benchmark, description: str | None, networks: list[str], kno
     """The command of one operator: the shapes of the networks asked for, tables by network, and the plot."""
     options = arguments(description, networks, known).parse_args()
     settle(options)
-    shapes = [(names, size, scan) for size in options.sizes for scan, names in scans(options.networks, size).items()]
-    shapes = [entry for entry in shapes if entry[2].stage in options.stages]
     cases = [
         Case(benchmark.operator, network, size, scan, batch_at(batch, size), dtype, mode)
+        for size in options.sizes
         for batch in options.batch
         for dtype in options.dtypes
         for mode in options.modes
-        for network, size, scan in shapes
+        for scan, network in scans(options.networks, size).items()
+        if scan.stage in options.stages
     ]
     report = run(benchmark.operator, [(benchmark, case) for case in cases], options)
     print(by_network(report.rows))
     if options.plot:
         bars(report.rows, options.plot)
+    exit_if_failed(report)
+
+
+def exit_if_failed(report: Report) -> None:
+    """End with an error if ours failed at a case."""
+    if any("failed" in row for row in report.rows):
+        raise SystemExit("error: ours failed where the rows say FAILED")
 
 
 def _row(case: Case, contender: str) -> dict[str, object]:
@@ -215,7 +228,9 @@ def _prepare(contender: Contender, case: Case, clock: Clock, wanted: Tensor | No
                 if not error <= AGREEMENT[getattr(torch, case.dtype)]:
                     raise RuntimeError(f"its output is another: relative error {error:.1e}")
             return call, took
-        except (RuntimeError, MemoryError, ImportError, torch._dynamo.exc.TorchDynamoException) as error:
+        except (TooSlow, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a peer or its compiler raises: it is told, and the others go on
             lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
             errors.append(f"{type(error).__name__}: {lines[0][:120]}")
     raise RuntimeError("; ".join(errors))

@@ -189,6 +189,17 @@ def test_rows_say_what_was_measured_and_what_was_not(bench, monkeypatch, tmp_pat
     assert "| other | - | 0.000 | - |" in table and "| stage 1 | sum | times ours |" in table
 
 
+def test_a_failure_of_ours_is_told_and_the_others_go_on(bench, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(bench.operator_runs, "copy_bandwidth", lambda clock: 1e9)
+
+    def breaks(*arguments: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("an illegal access")
+
+    rows = run_once(bench, {"ours": breaks, "same": bench.selective_scan.ours})
+    assert rows["ours"]["failed"] == "an illegal access"
+    assert "FAILED: an illegal access" in capsys.readouterr().out
+
+
 def test_a_used_up_budget_is_told(bench, monkeypatch) -> None:
     monkeypatch.setattr(bench.operator_runs, "copy_bandwidth", lambda clock: 1e9)
     rows = run_once(bench, {"ours": bench.selective_scan.ours}, budget=-1.0)
