@@ -53,18 +53,15 @@ test: lint ## lint, types and the whole test suite
 test-slow: $(READY) ## what does not fit the budget of `make test`
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow $(ARGS)
 
-bench: $(READY) ## kernels and backbones against their peers, side by side
-	$(PY) kernels/benchmarks/selective_scan.py
-	$(PY) kernels/benchmarks/ss2d.py
-	$(PY) kernels/benchmarks/backbone.py
+bench: $(READY) ## operators and networks against their peers, side by side, in about 15 minutes
+	$(PY) kernels/benchmarks/ss2d.py --device cpu --budget 150
+	$(PY) kernels/benchmarks/selective_scan.py --device cpu --budget 300
+	$(PY) kernels/benchmarks/growth.py --device cpu --budget 60 --contenders unfused ours,time-first
+	$(PY) kernels/benchmarks/backbone.py --device cpu
+	$(PY) kernels/benchmarks/memory.py --device cpu
 
-gpu-check: $(READY) ## every GPU test, sanitizers, benchmarks and a training run on the GPU: one call
-	$(PY) -c "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 'gpu-check needs a CUDA device')"
-	$(PY) -m vmamba.doctor
-	$(PY) -m pytest -m gpu $(ARGS)
-	$(PY) kernels/benchmarks/selective_scan_cuda.py
-	$(PY) kernels/benchmarks/backbone.py --device cuda --batch-size 128 --amp bfloat16 --warmup 5 --steps 10
-	$(PY) -m classification --cfg configs/classification/vmamba_digits.yaml --output output/gpu-check
+gpu-check: ## GPU tests, sanitizers, benchmarks and a training run with the system's python3, under 10 minutes
+	$(PYTHON) tests/gpu_check.py $(ARGS)
 
 data: $(READY) ## fetch Fashion-MNIST into data/
 	$(PY) -m classification.fetch fashion_mnist
