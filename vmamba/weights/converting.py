@@ -29,8 +29,8 @@ def network_prefixes(state: Mapping[str, Tensor]) -> list[str]:
 def plain_weights(payload: Mapping[str, Any], *, prefer_ema: bool = False, **where: Any) -> dict[str, Tensor]:
     """Return a checkpoint's weights, those of a VSSM without wrappers and under the present names.
 
-    `where` is `entry` or `name` of `find_state_dict`. Where a VSSM is a part of a greater network, as in a detector, the
-    whole of it keeps its prefixes. Weights of another kind of network keep all their names.
+    `where` is `entry` or `name` of `find_state_dict`. Where a VSSM is a part of a greater network, as in a detector,
+    the whole keeps its prefixes. Weights of another kind of network keep all their names.
     """
     _, state = choose_entry(payload, prefer_ema=prefer_ema, **where)
     networks = network_prefixes(state)
@@ -67,8 +67,9 @@ def convert(
     """Write the weights of `source` to `target` and return its path; the suffix of `target` says the format.
 
     ``.safetensors`` holds the weights, and in its metadata the configuration and the key layout. ``.pth`` is the
-    published ``{"model": weights}`` with the same beside it, for a detector ``{"state_dict": weights}``. `layout` is one of `vmamba.models.vssm_layouts`. The
-    tensors are bit-equal; a file that exists is never overwritten. Raises `UserError` for a bad suffix or layout.
+    published ``{"model": weights}`` with the same beside it, for a detector ``{"state_dict": weights}``. `layout` is
+    one of `vmamba.models.vssm_layouts`. The tensors are bit-equal; a file that exists is never overwritten. Raises
+    `UserError` for a bad suffix or layout.
     """
     source, target = Path(source), Path(target)
     if target.suffix not in SUFFIXES:

@@ -44,7 +44,7 @@ def publish(
     try:
         save_checkpoint(draft, state, about=facts)
         digest = sha256_of(draft)
-        path = folder / f"{name}-{digest[:_DIGITS]}.safetensors"
+        path = folder / f"{name}-{_short(digest)}.safetensors"
         os.replace(draft, path)
     except OSError as error:
         raise CheckpointError(f"cannot write into {folder}: {error.strerror or error}") from None
@@ -55,6 +55,11 @@ def publish(
     count = sum(value.numel() for value in state.values())
     write_text(card, _card(name, path, digest, count, len(state), facts, name in fitting, source, license))
     return path, card
+
+
+def _short(digest: str) -> str:
+    """Return the digest's first digits, a letter among them: decimal ones alone look like a date."""
+    return next(digest[:n] for n in range(_DIGITS, len(digest) + 1) if n == len(digest) or not digest[:n].isdigit())
 
 
 def _checked_name(name: str | None, fitting: list[str], state: dict[str, Any], source: Path) -> str:

@@ -29,6 +29,9 @@ class StandIn:
     def __setstate__(self, state: Any) -> None:
         self.__dict__["state"] = state
 
+    def __repr__(self) -> str:
+        return f"the result of a {type(self).__name__.lower()}"
+
     def plain(self) -> Any:
         """Return the plain value that stands for it; it may hold further stand-ins."""
         return None
@@ -109,13 +112,25 @@ class Array(StandIn):
             return None
         _, shape, dtype, by_column, data = self.state
         kind = dtype.plain() if isinstance(dtype, Dtype) else None
+        data = b"" if isinstance(data, Nothing) else data
         if kind is None or not isinstance(data, bytes):
             return data if isinstance(data, list) else None
         return np.frombuffer(data, kind).copy().reshape(shape, order="F" if by_column else "C")
 
 
+class Nothing(StandIn):
+    """bytes() without bytes, as an empty array has them."""
+
+    def plain(self) -> Any:
+        return b""
+
+
 class Word(StandIn):
     """A class or type that a pickle only mentions."""
+
+
+class Getattr(StandIn):
+    """The getattr by which mmengine's HistoryBuffer names its methods; it fetches nothing, so nothing can be called."""
 
 
 _NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -171,6 +186,8 @@ STAND_INS: dict[str, type[StandIn]] = {
         ),
         Text,
     ),
+    "builtins.getattr": Getattr,
+    "builtins.bytes": Nothing,
     "numpy.dtype": Dtype,
     **{f"{module}.scalar": Scalar for module in _NUMPY},
     **{f"{module}._reconstruct": Array for module in _NUMPY},
