@@ -70,7 +70,7 @@ RELEASED = (
     _cls(_T1, "#v2cls", "vssm1_tiny_0230s_ckpt_epoch_264", 30249064, 276, 82.6, None),
     _cls(_S1, "#v2cls", "vssm1_small_0229s_ckpt_epoch_240", 49012840, 492, 83.339, 96.426),
     _cls(_B1, "#v2cls", "vssm1_base_0229s_ckpt_epoch_225", 86614504, 492, 83.791, 96.614),
-    _cls("vmamba_tiny_0220", "#20240220", "vssmtiny_dp02_ckpt_epoch_258", 32484904, 222, 82.5, None),
+    _cls("vmamba_tiny_0220", "#20240220", "vssmtiny_dp02_ckpt_epoch_258", 32484904, 204, 82.5, None),
     _det(_V0T, "#v0det", "vssmtiny_mask_rcnn_swin_fpn_coco_epoch_12", 42, 46.5, 42.1),
     _det(_V0S, "#v0det", "vssmsmall_mask_rcnn_swin_fpn_coco_epoch_12", 64, 48.2, 43.0),
     _det(_V0B, "#v0det", "vssmbase_mask_rcnn_swin_fpn_coco_epoch_12", 96, 48.6, 43.3),
