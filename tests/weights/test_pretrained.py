@@ -125,7 +125,7 @@ def test_it_is_fetched_once_and_adapted_as_timm_does(folder, released, monkeypat
     assert all(torch.equal(ours[key], state[key]) for key in body)
     said = capsys.readouterr().err
     assert (
-        "head dropped      2 keys" in said and "resized     patch_embed.0.weight [48, 3, 3, 3] -> [48, 1, 3, 3]" in said
+        "fresh head       2 keys" in said and "resized     patch_embed.0.weight [48, 3, 3, 3] -> [48, 1, 3, 3]" in said
     )
 
     maps = timm.create_model(NAME, pretrained=True, features_only=True, out_indices=(1, 3))

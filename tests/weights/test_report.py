@@ -38,7 +38,7 @@ def test_the_table_tells_every_kind(make, capsys):
     assert found == {
         "renamed": 1,
         "resized": 1,
-        "head dropped": 2,
+        "fresh head": 2,
         "kept": 1,
         "left out": 1,
         "missing": 1,

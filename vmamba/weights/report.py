@@ -42,7 +42,7 @@ class LoadReport:
         parts = [f"{len(self.matched)} keys matched"]
         for label, rows in self._accepted():
             if rows:
-                parts.append(f"{len(rows)} {label}")
+                parts.append(f"{len(rows)} {'head dropped' if label == 'fresh head' else label}")
         for label, rows in self._problems():
             if rows:
                 more = ", ..." if len(rows) > 2 else ""
@@ -76,7 +76,7 @@ class LoadReport:
             ("renamed", [f"{old} -> {new}" for old, new in self.renamed if old != new]),
             ("reshaped", [old for old, new in self.renamed if old == new]),
             ("resized", [f"{key} {list(a)} -> {list(b)}" for key, a, b in self.resized]),
-            ("head dropped", list(self.head_dropped)),
+            ("fresh head", list(self.head_dropped)),
             ("kept", list(self.kept)),
             ("left out", list(self.left_out)),
             ("outside", _by_first_word(self.outside)),

@@ -18,6 +18,9 @@ import numpy as np
 class StandIn:
     """What a pickle gave to the class that this one stands in for: arguments, then perhaps a state."""
 
+    arguments: tuple[Any, ...]
+    state: Any
+
     def __new__(cls, *arguments: Any, **named: Any) -> Any:
         made = super().__new__(cls)
         made.__dict__.update(arguments=arguments, state=None)
@@ -63,7 +66,7 @@ class Text(StandIn):
     """A path: its parts, joined."""
 
     def plain(self) -> Any:
-        return str(PurePosixPath(*(part for part in self.arguments if isinstance(part, str))))  # type: ignore[attr-defined]
+        return str(PurePosixPath(*(part for part in self.arguments if isinstance(part, str))))
 
 
 class Mapping(StandIn):
@@ -84,20 +87,20 @@ class Dtype(StandIn):
     """numpy.dtype: the code of a plain numeric type."""
 
     def plain(self) -> Any:
-        code = self.arguments[0] if self.arguments else None  # type: ignore[attr-defined]
+        code = self.arguments[0] if self.arguments else None
         code = code.decode("ascii") if isinstance(code, bytes) else code
         order = self.state[1] if isinstance(self.state, tuple) and len(self.state) > 1 else "="
         order = order.decode("ascii") if isinstance(order, bytes) else order
         if not isinstance(code, str) or code.lstrip("<>=|")[:1] not in ("b", "i", "u", "f", "c"):
             return None
-        return np.dtype(code) if order == "|" else np.dtype(code).newbyteorder(order)
+        return np.dtype(code).newbyteorder(">") if order == ">" else np.dtype(code)
 
 
 class Scalar(StandIn):
     """A number of numpy: its type and its bytes."""
 
     def plain(self) -> Any:
-        dtype, data = (*self.arguments, None, None)[:2]  # type: ignore[attr-defined]
+        dtype, data = (*self.arguments, None, None)[:2]
         kind = dtype.plain() if isinstance(dtype, Dtype) else None
         if kind is None or not isinstance(data, bytes) or len(data) != kind.itemsize:
             return None
