@@ -273,6 +273,10 @@ def test_other_archives(tmp_path):
         archive.writestr("a.txt", "x")
     with pytest.raises(CheckpointError, match="is a zip archive of other files, not weights"):
         load_checkpoint(tmp_path / "photos.pth")
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", b"0" * 1_000_000)
+    with pytest.raises(CheckpointError, match="is a compressed zip archive, not weights"):
+        load_checkpoint(tmp_path / "bomb.pth")
     torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(tmp_path / "script.pt")
     with pytest.raises(CheckpointError, match="is TorchScript, not weights: it holds a program"):
         load_checkpoint(tmp_path / "script.pt")

@@ -19,6 +19,7 @@ NEXT_STEP = {
     "a JSON text": "an index or an error message is no weights; fetch the file itself",
     "a gzip archive": "unpack it first",
     "a zip archive of other files": "name the checkpoint inside it",
+    "a compressed zip archive": "torch packs its files without compression; unpack it and take the checkpoint inside",
     "a tar archive": "unpack it first; PyTorch's own tar format, which ended in 2017, is not read",
     TORCHSCRIPT: "it holds a program; save the weights alone, as {'model': model.state_dict()}",
 }
@@ -51,12 +52,16 @@ def kind_of(path: Path) -> str:
 def _kind_of_zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [name.rpartition("/")[2] for name in archive.namelist()]
+            parts = archive.infolist()
     except (zipfile.BadZipFile, OSError):
         return ZIP
+    names = [part.filename.rpartition("/")[2] for part in parts]
     if "constants.pkl" in names:
         return TORCHSCRIPT
-    return ZIP if "data.pkl" in names else "a zip archive of other files"
+    if "data.pkl" not in names:
+        return "a zip archive of other files"
+    # what a few bytes unpack to may be more than the memory
+    return ZIP if all(part.compress_type == zipfile.ZIP_STORED for part in parts) else "a compressed zip archive"
 
 
 def _is_old_tar(start: bytes) -> bool:
