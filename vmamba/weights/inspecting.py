@@ -80,8 +80,8 @@ def inspect_file(path: str | Path) -> Inspection:
     entries = weight_entries(payload)
     release = released_file(path.name)
     said = f"{release.model}, {release.task}, {release.tag}, score {release.score:g} %" if release else ""
-    trees = (payload.get(key) for key in ("config", "args", "hyper_parameters"))
-    config: dict[str, Any] = next((tree for tree in trees if _is_tree(tree)), {})
+    trees = [payload[key] for key in ("config", "args", "hyper_parameters") if _is_tree(payload.get(key))]
+    config: dict[str, Any] = trees[0] if trees else {}
     listed = path.name in read_manifest(path.parent)
     return Inspection(
         path=str(path),
