@@ -274,7 +274,7 @@ def test_another_token_mixer_gets_the_published_arguments() -> None:
         (lambda: VSSM(posembed=True, imgsize=2), ["imgsize", "patch_size 4"]),
         (lambda: Backbone(out_indices=(0, 4)), ["out_indices", "stages 0..3"]),
         (lambda: Backbone((0,), depths=(1,), dims=16).reset_classifier(5), ["Backbone has no classifier"]),
-        (lambda: timm.create_model("vmamba_tiny_s1l8", pretrained=True), ["pretrained", "load_weights"]),
+        (lambda: timm.create_model("vmamba_tiny_0229", pretrained=True), ["pretrained", "load_weights"]),
         (lambda: VSSM(depths=(1,), dims=16).set_input_size(64, patch_size=8), ["patch_size", "fixed at 4"]),
     ],
 )

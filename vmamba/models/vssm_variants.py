@@ -11,9 +11,10 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor
 
-from ..errors import UserError
+from ..weights.adapting import weights_for_timm
+from ..weights.fetching import fetch_pretrained
+from ..weights.released import released_classifier
 from .vssm import VSSM
-from .vssm_keys import rename_published_keys, resize_pos_embed
 
 _VANILLA = dict(
     ssm_d_state=16,
@@ -68,27 +69,27 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs({f"{name}.in1k": _cfg() for name in VARIANTS})
+def _url(name: str) -> str:
+    released = released_classifier(name)
+    return released.url if released else ""
+
+
+default_cfgs = generate_default_cfgs({f"{name}.in1k": _cfg(url=_url(name), custom_load=True) for name in VARIANTS})
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: VSSM) -> dict[str, Tensor]:
-    """The weights of a published file under this model's names, its position embedding resized to the model's."""
-    state_dict, _ = rename_published_keys(state_dict.get("model", state_dict))
-    pos = state_dict.get("pos_embed")
-    if pos is not None and model.pos_embed is not None and pos.shape != model.pos_embed.shape:
-        height, width = model.pos_embed.shape[2:]
-        state_dict["pos_embed"] = resize_pos_embed(pos, (height, width))
-    return state_dict
+    """The weights of a published file under this model's names, its position embedding resized to the model's.
+
+    Head and first convolution may differ, which timm adapts; anything else that does is a `WeightsDoNotFit`.
+    """
+    return weights_for_timm(model, state_dict)
 
 
 def _create(variant: str, pretrained: bool, channel_first: bool, published: dict[str, Any], **kwargs: Any) -> Any:
     """The variant with its published arguments, those of the caller taking precedence."""
     overlay = kwargs.get("pretrained_cfg_overlay") or {}
     if pretrained and not kwargs.get("pretrained_cfg") and not ({"file", "url", "state_dict"} & set(overlay)):
-        raise UserError(
-            f"pretrained: there is no file known for {variant!r}; pass pretrained_cfg_overlay=dict(file='PATH') "
-            "or call vmamba.weights.load_weights(model, 'PATH')"
-        )
+        kwargs["pretrained_cfg_overlay"] = {**overlay, "file": str(fetch_pretrained(variant))}
     arguments = {"norm_layer": "ln2d" if channel_first else "ln", **published, **kwargs}
     stages = len(arguments["depths"])
     out_indices = arguments.pop("out_indices", tuple(range(stages)))
