@@ -3,6 +3,7 @@
 The functions are bound here at once, because each has the name of its own folder and must win over it.
 """
 
+from .causal_conv1d import causal_conv1d
 from .cross_scan import (
     cross_merge,
     cross_merge_fn,
@@ -16,6 +17,7 @@ from .selective_scan import selective_scan, selective_scan_fn
 from .ss2d import ss2d
 
 __all__ = [
+    "causal_conv1d",
     "cross_merge",
     "cross_merge_fn",
     "cross_scan",
