@@ -1,0 +1,21 @@
+"""What the machine code of kernels/csrc/cuda/causal_conv1d.cu may cost; the integer is the taps a kernel is made for."""
+
+CEILINGS = {
+    ("conv_forward_last", 4): 128,
+    ("conv_forward_last", 8): 128,
+    ("conv_forward_first", 4): 64,
+    ("conv_forward_first", 8): 64,
+    ("conv_backward_last", 4): 128,
+    ("conv_backward_last", 8): 128,
+    ("conv_backward_first", 4): 96,
+    ("conv_backward_first", 8): 128,
+    ("conv_reduce", 0): 40,
+}
+INSTANCES = 25
+LOAD_BITS = {
+    "conv_forward_last": 64,
+    "conv_forward_first": 128,
+    "conv_backward_last": 64,
+    "conv_backward_first": 128,
+}
+STORE_BITS = dict(LOAD_BITS)
