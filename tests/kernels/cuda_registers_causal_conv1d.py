@@ -1,4 +1,4 @@
-"""What the machine code of kernels/csrc/cuda/causal_conv1d.cu may cost; the integer is the taps a kernel is made for."""
+"""What the machine code of kernels/csrc/cuda/causal_conv1d.cu may cost; a number beside a name is its most taps."""
 
 CEILINGS = {
     ("conv_forward_last", 4): 128,

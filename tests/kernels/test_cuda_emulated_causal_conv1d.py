@@ -132,10 +132,11 @@ def run(kind: str, cases: list[Case], folder: Path) -> tuple[subprocess.Complete
 
 
 BOTH = (False, True)
+DENSE = ("channel_last", "channel_first")
 CASES = [
-    *(Case(Call(length=n, channels=3, reverse=BOTH), layout=s) for n in (1, 2, 5, 8, 17) for s in ("channel_last", "channel_first")),
+    *(Case(Call(length=n, channels=3, reverse=BOTH), layout=s) for n in (1, 2, 5, 8, 17) for s in DENSE),
     *(Case(Call(length=n, channels=40, reverse=BOTH, flip=True), dtype=t, layout=s)
-      for n, t in ((37, BF16), (50, F16)) for s in ("channel_last", "channel_first")),
+      for n, t in ((37, BF16), (50, F16)) for s in DENSE),
     Case(Call(length=40, channels=136, reverse=BOTH)),
     Case(Call(length=150, channels=8, reverse=BOTH, batch=1)),
     Case(Call(length=270, channels=3, reverse=BOTH, batch=1, flip=True), layout="channel_first"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..backends import require
@@ -54,8 +55,14 @@ def causal_conv1d(
     filters, offsets, silu = check(x, weight, bias, activation, reverse)
     filters, offsets = widen("weight", filters, x), None if offsets is None else widen("bias", offsets, x)
     if backend is not None:
-        backend = require("causal_conv1d", backend, x.device.type).name
-        if x.dtype.itemsize == 8 and backend != "reference":
+        backend = _required(backend, x.device.type)
+        if x.dtype is torch.float64 and backend != "reference":
             raise ValueError(f"x: float64 {tuple(x.shape)} runs on backend 'reference' only, not on {backend!r}")
     flags = directions(reverse, grouped(x, weight, reverse)[0])
     return forward(x, filters, offsets, flags, silu, flip_output, backend or "")
+
+
+@torch.compiler.assume_constant_result
+def _required(backend: str, device: str) -> str:
+    """The name of a backend that is there; a graph takes it as it was when it was traced."""
+    return require("causal_conv1d", backend, device).name

@@ -1,6 +1,7 @@
 """The causal convolution in plain PyTorch: the sum over the taps and its gradient, written out.
 
-In the own time of a group (mirrored if it is reversed), in float32 (float64 for float64 input), x = 0 outside 0 <= s < L:
+In the own time of a group (mirrored if it is reversed), in float32 (float64 for float64 input), with x = 0 outside
+0 <= s < L:
 
     p_s = bias + sum_j weight[j] * x_{s - (W-1-j)}          y_s = p_s, or silu(p_s) = p_s * sigmoid(p_s)
 
