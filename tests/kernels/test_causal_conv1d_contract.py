@@ -44,15 +44,16 @@ def test_second_derivatives_are_refused():
 @pytest.mark.parametrize("layout", ["channel_last", "channel_first"])
 def test_opcheck(run, layout):
     device, backend = run
-    for case, dtype in ((SMALL, F32), (Case(1, 4, 6, 3, BOTH, own=True, bias=False, flip=True), BF16)):
+    cases = (SMALL, F32), (Case(1, 4, 6, 3, BOTH, own=True, bias=False, flip=True), BF16)
+    if (device, backend) == ("cpu", "triton"):  # the interpreter takes its time
+        cases = ((Case(1, 4, 6, 2, (True,)), F32),)
+    for case, dtype in cases:
         leaves = [None if t is None else t.requires_grad_() for t in case.tensors(dtype, layout, device)]
         options = (list(case.reverse), case.silu, case.flip, backend)
         torch.library.opcheck(forward, (*leaves, *options))
         frozen = [None if t is None else t.detach() for t in leaves]
         dy = torch.randn_like(forward(*frozen, *options))
         torch.library.opcheck(backward, (dy, *frozen, *options))
-        if backend == "triton":
-            break
 
 
 @pytest.mark.parametrize("run", [REFERENCE, CPU])
@@ -97,6 +98,8 @@ class Mixer(torch.nn.Module):
 @pytest.mark.parametrize("layout", ["channel_last", "channel_first"])
 def test_compile_and_export_keep_the_length_dynamic(run, layout):
     device, backend = run
+    if (device, backend, layout) == ("cpu", "triton", "channel_first"):
+        pytest.skip("the interpreter takes its time; channel_last shows the same")
     torch._dynamo.reset()
     module = Mixer(SMALL, backend).to(device)
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -116,6 +119,7 @@ def test_compile_and_export_keep_the_length_dynamic(run, layout):
             torch.testing.assert_close(eager, traced)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", [CPU, *BACKENDS[2:3]])
 def test_compile_by_inductor(run):
     device, backend = run
