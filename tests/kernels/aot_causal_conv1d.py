@@ -34,9 +34,9 @@ def _backward(dtype: str, last: bool, **gates) -> AotKernel:
 
 
 KERNELS = [
-    _forward("bf16", True, registers=128, instructions=400),
-    _forward("bf16", False, registers=128, instructions=400, load_bits=16, store_bits=16),
-    _forward("fp32", True, registers=128, instructions=400),
-    _backward("bf16", True, registers=255, instructions=1200),
-    _backward("fp32", False, registers=255, instructions=1200, load_bits=32, store_bits=32),
+    _forward("bf16", True, registers=96, instructions=95),
+    _forward("bf16", False, registers=136, instructions=125),
+    _forward("fp32", True, registers=96, instructions=95),
+    _backward("bf16", True, registers=176, instructions=450),
+    _backward("fp32", False, registers=176, instructions=420),
 ]

@@ -51,6 +51,12 @@ def _bits(reverse: list[bool]) -> int:
     return sum(1 << g for g, is_reversed in enumerate(reverse) if is_reversed)
 
 
+def _filters(weight: Tensor) -> Tensor:
+    """The weight, dense and from an address that 16 bytes divide: a view of a larger tensor may start anywhere."""
+    weight = weight.contiguous()
+    return weight.clone() if weight.data_ptr() % 16 else weight
+
+
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, reverse: list[bool], silu: bool, flip_output: bool
 ) -> Tensor:
@@ -60,7 +66,7 @@ def forward(
         x = laid_out_like(side_by_side(x), out)
     if x.numel():
         bias = None if bias is None else bias.contiguous()
-        torch.ops.vmamba._causal_conv1d(x, weight.contiguous(), bias, out, _bits(reverse), silu, flip_output)
+        torch.ops.vmamba._causal_conv1d(x, _filters(weight), bias, out, _bits(reverse), silu, flip_output)
     return out
 
 
@@ -80,6 +86,6 @@ def backward(
     partial = weight.new_empty(parts(x), groups, width + 1, channels)
     bias = None if bias is None else bias.contiguous()
     torch.ops.vmamba._causal_conv1d_backward(
-        dy, x, weight.contiguous(), bias, dx, dweight, dbias, partial, _bits(reverse), silu, flip_output
+        dy, x, _filters(weight), bias, dx, dweight, dbias, partial, _bits(reverse), silu, flip_output
     )
     return dx, dweight, dbias

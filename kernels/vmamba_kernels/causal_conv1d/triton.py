@@ -67,7 +67,7 @@ def forward_kernel(
     time = start + tl.arange(0, BLOCK_T)
     stored = (time < length)[:, None] & (channel < channels)[None, :]
     for g in tl.static_range(G):
-        reversed_: tl.constexpr = (REVERSE >> g) % 2 == 1
+        reversed_ = (REVERSE >> g) % 2 == 1
         own = length - 1 - time if reversed_ else time
         part = x + batch * x_batch + (0 if SHARED else g) * channels * x_channel
         y = _sums(
@@ -99,7 +99,7 @@ def backward_kernel(
     at_dx = time[:, None] * dx_time + channel[None, :] * dx_channel
     total = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
     for g in tl.static_range(G):
-        reversed_: tl.constexpr = (REVERSE >> g) % 2 == 1
+        reversed_ = (REVERSE >> g) % 2 == 1
         own = length - 1 - time if reversed_ else time
         part = x + batch * x_batch + (0 if SHARED else g) * channels * x_channel
         grads = dout + batch * dout_batch + g * channels * dout_channel
