@@ -71,7 +71,8 @@ def _conv_tensors() -> dict[str, Tensor]:
 
 
 def _conv(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
-    return causal_conv1d(*tensors.values(), activation="silu", reverse=(False, True), backend=backend)
+    x, weight, bias = tensors.values()
+    return causal_conv1d(x, weight, bias, "silu", reverse=(False, True), backend=backend)
 
 
 def _ss2d(tensors: dict[str, Tensor], backend: str | None) -> Tensor:

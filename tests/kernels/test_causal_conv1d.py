@@ -30,8 +30,7 @@ SIZES = [
 
 
 # What the interpreter of Triton computes in the budget of `make test`; the rest of it is slow.
-INTERPRETED = {(0, "channel_last"), (1, "channel_first"), (3, "channel_last"), (4, "channel_first"), (5, "strided"),
-               (6, "channel_last"), (8, "channel_first"), (11, "sliced"), (13, "channel_last")}  # fmt: skip
+INTERPRETED = {(3, "channel_last"), (4, "channel_first"), (5, "strided"), (8, "channel_first"), (11, "sliced")}
 
 
 def _every_way() -> list:

@@ -11,9 +11,10 @@ from torch import Tensor
 from vmamba_kernels import backends, causal_conv1d, native
 from vmamba_kernels.causal_conv1d.op import backward, forward
 
-from .causal_conv1d_cases import BACKENDS, BF16, CPU, CPU_MISSING, F32, REFERENCE, Case, lay_out
+from .causal_conv1d_cases import BACKENDS, BF16, CPU, CPU_MISSING, F32, REFERENCE, TRITON, Case, lay_out
 
 BOTH = (False, True)
+SLOW = pytest.mark.slow
 SMALL = Case(batch=2, channels=5, length=9, reverse=BOTH)
 
 
@@ -94,12 +95,12 @@ class Mixer(torch.nn.Module):
         return self.case.call([x.sin(), self.weight, self.bias], self.backend).cos()
 
 
-@pytest.mark.parametrize("run", BACKENDS)
+@pytest.mark.parametrize(
+    "run", [*BACKENDS[:3], pytest.param(*TRITON.values, id=TRITON.id, marks=[*TRITON.marks, SLOW])]
+)
 @pytest.mark.parametrize("layout", ["channel_last", "channel_first"])
 def test_compile_and_export_keep_the_length_dynamic(run, layout):
     device, backend = run
-    if (device, backend, layout) == ("cpu", "triton", "channel_first"):
-        pytest.skip("the interpreter takes its time; channel_last shows the same")
     torch._dynamo.reset()
     module = Mixer(SMALL, backend).to(device)
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")

@@ -30,13 +30,16 @@ def vmap_rule(op: Callable[..., Any], backward: bool) -> Callable[..., Any]:
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         size = info.batch_size
-        tensors = [None if a is None else _first(a, d, size) for a, d in zip(args, in_dims) if a is None or _is(a)]
-        *dy, x, weight, bias = tensors
+        count = 4 if backward else 3
+        given = [None if a is None else _first(a, d, size) for a, d in zip(args[:count], in_dims)]
+        *dy, x, weight, bias = given
+        assert x is not None and weight is not None
         groups, channels = weight.shape[1:3]
         held = x.shape[2] // channels
-        joined = [_join(t, groups) for t in dy] + [_join(x, held), _join(weight, 1)]
+        joined: list[Tensor | None] = [_join(t, groups) for t in dy if t is not None]
+        joined += [_join(x, held), _join(weight, 1)]
         joined.append(None if bias is None else _join(bias.unsqueeze(3), 1).squeeze(2))
-        results = op(*joined, *args[len(tensors) :])
+        results = op(*joined, *args[count:])
         if not backward:
             return _split(results, groups, size), 0
         dx, dweight, dbias = results
@@ -44,7 +47,3 @@ def vmap_rule(op: Callable[..., Any], backward: bool) -> Callable[..., Any]:
         return (_split(dx, held, size), _split(dweight, 1, size), dbias), (0, 0, 0)
 
     return rule
-
-
-def _is(argument: Any) -> bool:
-    return isinstance(argument, Tensor)

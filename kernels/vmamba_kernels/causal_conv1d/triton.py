@@ -196,5 +196,7 @@ def backward(
             *dx.stride(), **_options(weight, bias, x, reverse, silu, flip_output), BLOCK_T=block_t, BLOCK_C=block_c,
         )  # fmt: skip
     sums = partial.sum(0)
-    dweight = sums[:, :width].transpose(1, 2).contiguous()
-    return dx, dweight, weight.new_empty(0) if bias is None else sums[:, width].contiguous()
+    # Results of their own: a part of `sums` would keep its storage and offset where it is dense already.
+    dweight = sums[:, :width].transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    dbias = sums[:, width].clone(memory_format=torch.contiguous_format)
+    return dx, dweight, weight.new_empty(0) if bias is None else dbias
