@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vmamba_kernels import bias_gelu, cross_merge, cross_scan, scan_order, selective_scan
+from vmamba_kernels import bias_gelu, causal_conv1d, cross_merge, cross_scan, scan_order, selective_scan
 from vmamba_kernels.ss2d import ss2d
 
 TOLERANCE = 1e-5
@@ -64,6 +64,17 @@ def _scan(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
     return out
 
 
+def _conv_tensors() -> dict[str, Tensor]:
+    """x, weight, bias of an odd size: 2 sequences of 37 steps and 5 channels, channel-last, 2 groups of 4 taps."""
+    x = torch.randn(2, 37, 5).transpose(1, 2)
+    return {"x": x, "weight": torch.randn(2, 5, 4), "bias": torch.randn(2, 5)}
+
+
+def _conv(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
+    x, weight, bias = tensors.values()
+    return causal_conv1d(x, weight, bias, "silu", reverse=(False, True), backend=backend)
+
+
 def _ss2d(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
     return ss2d(*tensors.values(), backend=backend)
 
@@ -74,6 +85,7 @@ def _bias_gelu(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
 
 CASES: dict[str, tuple[Callable[[], dict[str, Tensor]], Case]] = {
     "bias_gelu": (lambda: {"x": torch.randn(7, 13), "bias": torch.randn(13)}, _bias_gelu),
+    "causal_conv1d": (_conv_tensors, _conv),
     "selective_scan": (_scan_tensors, _scan),
     "cross_scan": (lambda: {"x": torch.randn(2, 3, 5, 7)}, _round_trip),
     "ss2d": (_ss2d_tensors, _ss2d),

@@ -4,6 +4,7 @@ The functions are bound here at once, because each has the name of its own folde
 """
 
 from .bias_gelu import bias_gelu
+from .causal_conv1d import causal_conv1d
 from .cross_scan import (
     cross_merge,
     cross_merge_fn,
@@ -18,6 +19,7 @@ from .ss2d import ss2d
 
 __all__ = [
     "bias_gelu",
+    "causal_conv1d",
     "cross_merge",
     "cross_merge_fn",
     "cross_scan",
