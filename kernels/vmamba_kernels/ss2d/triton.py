@@ -42,10 +42,33 @@ def _blocks(L: int, C: int, R: int, N: int) -> _Blocks:
     return _Blocks(chunk, cdiv(L, chunk), cdiv(C, BC), BC, min(64, max(16, next_power_of_2(R))))
 
 
-def _image(x: Tensor, channel_first: bool) -> tuple[Tensor, tuple[int, int, int]]:
-    """An image as the kernels see it, and its strides over images, positions and channels."""
-    x = positions_last(x, channel_first)
-    return x, (x.stride(0), x.stride(2), x.stride(1))
+def _rows(x: Tensor, channel_first: bool) -> Tensor:
+    """An image as [B, L, C] with the channels side by side: a view where it lies so, else a copy."""
+    rows = positions_last(x, channel_first).transpose(1, 2)
+    return rows if rows.stride(2) == 1 else rows.contiguous()
+
+
+class _Result(NamedTuple):
+    """An image to be computed: as it is handed out, as the kernels write it, and where they add up its parts."""
+
+    image: Tensor
+    rows: Tensor  # [B, L, C], a view of the image if that lies so
+    parts: Tensor  # [B, L, C] in float32, the rows if these are
+
+    @staticmethod
+    def like(x: Tensor, dtype: torch.dtype, channel_first: bool, directions: int) -> _Result:
+        image = empty_image(x, dtype, channel_first)
+        rows = positions_last(image, channel_first).transpose(1, 2)
+        if rows.stride(2) != 1:
+            rows = torch.empty_like(rows, dtype=torch.float32, memory_format=torch.contiguous_format)
+        one = directions == 1 or rows.dtype is torch.float32
+        return _Result(image, rows, rows if one else torch.empty_like(rows, dtype=torch.float32))
+
+    def finish(self, channel_first: bool) -> Tensor:
+        """The image, with what the kernels wrote."""
+        if self.rows.data_ptr() != self.image.data_ptr():
+            positions_last(self.image, channel_first).copy_(self.rows.transpose(1, 2))
+        return self.image
 
 
 def _dense(*weights: Tensor | None) -> list[Tensor | None]:
@@ -69,35 +92,31 @@ def forward(
     K, _, R = dt_weight.shape
     N, L = A.shape[1], H * W
     blocks = _blocks(L, C, R, N)
-    y = empty_image(x, out_dtype, channel_first)
+    y = _Result.like(x, out_dtype, channel_first, K)
     states = A.new_empty(batch, stored_states(L, N), N, K * C)
     if batch == 0:
-        return y, states if save_states else states.new_empty(0, 0, N, K * C)
-    narrow = out_dtype is not torch.float32 and K > 1
-    partial = empty_image(x, torch.float32, channel_first) if narrow else y
-    y_view, y_strides = _image(y, channel_first)
-    partial_view, _ = _image(partial, channel_first)
-    x, x_strides = _image(x, channel_first)
-    x_dbl, p_strides = _image(x_dbl, channel_first)
+        return y.image, states if save_states else states.new_empty(0, 0, N, K * C)
+    x, x_dbl = _rows(x, channel_first), _rows(x_dbl, channel_first)
     dt_weight, A, D, delta_bias = _dense(dt_weight, A, D, delta_bias)
     tensors = (x, x_dbl, dt_weight, A, D, delta_bias, order_map(order, H, W, x.device), states)
     total = A.new_empty(batch, blocks.chunks, K * C)
     carry = A.new_empty(batch * blocks.chunks, N, C)
+    raw = A.new_empty(batch * max(blocks.chunks, K * (blocks.chunks - 1)), TILE, C)
 
     def launch(k: int, directions: int, chunks: int, written: Tensor, ends: bool) -> None:
         forward_kernel[(batch * chunks, blocks.channels, directions)](
-            *tensors, total, carry, partial_view, written, L, C, R, N, K, blocks.chunk, k,
-            *x_strides, *p_strides, *y_strides,
+            *tensors, total, carry, raw, y.parts, written, L, C, R, N, K, blocks.chunk, k,
+            *x.stride()[:2], *x_dbl.stride()[:2], *y.rows.stride()[:2],
             HAS_D=D is not None, HAS_BIAS=delta_bias is not None, ENDS=ends, ADD=k > 0, **blocks.tile,
         )  # fmt: skip
 
     with torch.cuda.device_of(x):
         if blocks.chunks > 1:
-            launch(0, K, blocks.chunks - 1, partial_view, True)
+            launch(0, K, blocks.chunks - 1, y.parts, True)
             join(states, A, total, reverse=False)
         for k in range(K):
-            launch(k, 1, blocks.chunks, y_view if k == K - 1 else partial_view, False)
-    return y, states if save_states else states.new_empty(batch, 0, N, K * C)
+            launch(k, 1, blocks.chunks, y.rows if k == K - 1 else y.parts, False)
+    return y.finish(channel_first), states if save_states else states.new_empty(batch, 0, N, K * C)
 
 
 def backward(
@@ -117,44 +136,38 @@ def backward(
     K, _, R = dt_weight.shape
     N, L = A.shape[1], H * W
     blocks = _blocks(L, C, R, N)
-    dx, dx_dbl = empty_image(x, x.dtype, channel_first), empty_image(x_dbl, x_dbl.dtype, channel_first)
     programs = batch * blocks.chunks
     weights = [A.new_empty(programs, *size) for size in ((K, C, R), (K * C, N))]
     weights += [A.new_empty(programs, K * C if w is not None else 0) for w in (D, delta_bias)]
+    dx = _Result.like(x, x.dtype, channel_first, K)
+    dx_dbl = _Result.like(x_dbl, x_dbl.dtype, channel_first, 1)
     if batch:
-        summed = dx if K == 1 or dx.dtype is torch.float32 else empty_image(x, torch.float32, channel_first)
-        dp_view, dp_strides = _image(dx_dbl, channel_first)
-        if blocks.channels > 1:
-            parts = A.new_empty(blocks.channels, batch, L, dp_view.shape[1])
-            dp, dp_strides = parts, (*parts.stride(),)
-        else:
-            dp, dp_strides = dp_view, (0, *dp_strides)
-        dx_view, dx_strides = _image(dx, channel_first)
-        summed_view, _ = _image(summed, channel_first)
-        dy_view, dy_strides = _image(dy, channel_first)
-        x, x_strides = _image(x, channel_first)
-        x_dbl, p_strides = _image(x_dbl, channel_first)
+        one = blocks.channels == 1
+        dp = dx_dbl.rows[None] if one else A.new_empty(blocks.channels, *dx_dbl.rows.shape)
+        x, x_dbl, dy = _rows(x, channel_first), _rows(x_dbl, channel_first), _rows(dy, channel_first)
         dt_weight, A, D, delta_bias = _dense(dt_weight, A, D, delta_bias)
         maps = order_map(order, H, W, x.device)
         total = A.new_empty(batch, blocks.chunks, K * C)
         pulled = A.new_empty(batch, blocks.chunks - 1, N, K * C)
         entered = A.new_empty(programs, blocks.chunk // TILE, N, C)
         carry = A.new_empty(programs, N, C)
+        raw = A.new_empty(max(programs * blocks.chunk, K * batch * (blocks.chunks - 1) * TILE), C)
         has_bias = delta_bias is not None
         with torch.cuda.device_of(x):
             if blocks.chunks > 1:
                 pull_kernel[(batch * (blocks.chunks - 1), blocks.channels, K)](
-                    x_dbl, dt_weight, A, delta_bias, maps, dy_view, pulled, total, L, C, R, N, K, blocks.chunk,
-                    *p_strides, *dy_strides, HAS_BIAS=has_bias, **blocks.tile,
+                    x_dbl, dt_weight, A, delta_bias, maps, dy, pulled, total, raw, L, C, R, N, K, blocks.chunk,
+                    *x_dbl.stride()[:2], *dy.stride()[:2], HAS_BIAS=has_bias, **blocks.tile,
                 )  # fmt: skip
                 join(pulled, A, total, reverse=True)
             for k in range(K):
                 gradients_kernel[(programs, blocks.channels, 1)](
-                    x, x_dbl, dt_weight, A, D, delta_bias, maps, states.contiguous(), dy_view, pulled, entered, carry,
-                    summed_view, dx_view if k == K - 1 else summed_view, dp, *weights,
-                    L, C, R, N, K, blocks.chunk, k, *x_strides, *p_strides, *dy_strides, *dx_strides, *dp_strides,
+                    x, x_dbl, dt_weight, A, D, delta_bias, maps, states.contiguous(), dy, pulled, entered, carry, raw,
+                    dx.parts, dx.rows if k == K - 1 else dx.parts, dp, *weights, L, C, R, N, K, blocks.chunk, k,
+                    *x.stride()[:2], *x_dbl.stride()[:2], *dy.stride()[:2], *dx.rows.stride()[:2], *dp.stride()[:3],
                     HAS_D=D is not None, HAS_BIAS=has_bias, ADD=k > 0, **blocks.tile,
                 )  # fmt: skip
-        if blocks.channels > 1:
-            dp_view.copy_(parts.sum(0).transpose(1, 2))
-    return dx, dx_dbl, *(part.sum(0) for part in weights)
+        if not one:
+            dx_dbl.rows.copy_(dp.sum(0))
+    d_dt_weight, dA, dD, dbias = (part.sum(0) for part in weights)
+    return dx.finish(channel_first), dx_dbl.finish(channel_first), d_dt_weight, dA, dD, dbias

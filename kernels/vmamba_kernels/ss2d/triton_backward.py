@@ -9,18 +9,18 @@ import triton
 import triton.language as tl
 
 from ..selective_scan.triton_tile import copy_state, gradients_tile, pull_tile, scan_tile, softplus, softplus_slope
-from .triton_forward import step_sizes
+from .triton_forward import project, step_sizes
 
 NOT_SPECIALIZED = (
-    "L C R chunk k x_batch x_position x_channel p_batch p_position p_column dy_batch dy_position dy_channel "
-    "dx_batch dx_position dx_channel dp_block dp_batch dp_position dp_column"
+    "L C R chunk k x_batch x_position p_batch p_position dy_batch dy_position "
+    "dx_batch dx_position dp_block dp_batch dp_position"
 ).split()
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def pull_kernel(
-    x_dbl, dt_weight, A, delta_bias, maps, dy, pulled, total,
-    L, C, R, N, K, chunk, p_batch, p_position, p_column, dy_batch, dy_position, dy_channel,
+    x_dbl, dt_weight, A, delta_bias, maps, dy, pulled, total, raw,
+    L, C, R, N, K, chunk, p_batch, p_position, dy_batch, dy_position,
     HAS_BIAS: tl.constexpr, T: tl.constexpr, BC: tl.constexpr, RB: tl.constexpr,
 ):  # fmt: skip
     """The gradient that every chunk but the first hands to the states before it when none reaches it from behind.
@@ -34,37 +34,39 @@ def pull_kernel(
     channel = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = channel < C
     at = k * C + channel
-    KC = (K * C).to(tl.int64)
+    C64 = C.to(tl.int64)
+    KC = K * C64
     bias = tl.zeros([BC], tl.float32)
     if HAS_BIAS:
         bias = tl.load(delta_bias + at, mask=inside, other=0.0)
     kept = pulled + (batch * (chunks - 1) + j - 1) * N * KC + at
     copy_state(kept, kept, False, inside, KC, KC, N)
     sums = tl.zeros([BC], tl.float32)
+    raw += (tl.program_id(2) * tl.num_programs(0).to(tl.int64) + tl.program_id(0)) * T * C64 + channel
     tiles = tl.cdiv(tl.minimum(chunk, L - j * chunk), T)
     for i in range(0, tiles):
         step = j * chunk + (tiles - 1 - i) * T + tl.arange(0, T)
         live = step < L
         position = tl.load(maps + k * L + step, mask=live, other=0)
         mask = live[:, None] & inside[None, :]
-        row = x_dbl + batch * p_batch + position * p_position + k * (R + 2 * N) * p_column
-        raw = step_sizes(row, p_column, dt_weight + at * R, bias, live, inside, R, T, BC, RB)
-        delta = tl.where(mask, softplus(raw), 0.0)
-        places = batch * dy_batch + position[:, None] * dy_position + channel[None, :].to(tl.int64) * dy_channel
+        row = x_dbl + batch * p_batch + position * p_position + k * (R + 2 * N)
+        project(row, dt_weight + at * R, live, inside, R, raw, C64, T, RB)
+        tl.debug_barrier()  # the product, and the gradient that the tile behind left, are in place
+        delta = tl.where(mask, softplus(step_sizes(raw, C64, bias, inside, T)), 0.0)
+        places = batch * dy_batch + position[:, None] * dy_position + channel[None, :]
         dy_tile = tl.load(dy + places, mask=mask, other=0.0).to(tl.float32)
-        tl.debug_barrier()
-        pull_tile(delta, dy_tile, live, inside, A + at * N, row + (R + N) * p_column, p_column, kept, KC, N)
+        pull_tile(delta, dy_tile, live, inside, A + at * N, row + (R + N), 1, kept, KC, N)
         sums += tl.sum(delta, 0)
     tl.store(total + (batch * chunks + j) * KC + at, sums, mask=inside)
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def gradients_kernel(
-    x, x_dbl, dt_weight, A, D, delta_bias, maps, states, dy, pulled, entered, carry,
+    x, x_dbl, dt_weight, A, D, delta_bias, maps, states, dy, pulled, entered, carry, raw,
     dx_before, dx, dp, d_dt_weight, dA, dD, dbias,
     L, C, R, N, K, chunk, k,
-    x_batch, x_position, x_channel, p_batch, p_position, p_column, dy_batch, dy_position, dy_channel,
-    dx_batch, dx_position, dx_channel, dp_block, dp_batch, dp_position, dp_column,
+    x_batch, x_position, p_batch, p_position, dy_batch, dy_position,
+    dx_batch, dx_position, dp_block, dp_batch, dp_position,
     HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, ADD: tl.constexpr,
     T: tl.constexpr, BC: tl.constexpr, RB: tl.constexpr,
 ):  # fmt: skip
@@ -72,7 +74,7 @@ def gradients_kernel(
     channels; and of the weights one sum for each chunk, [B * chunks, *the weight].
 
     entered [B * chunks, chunk / T, N, C] and carry [B * chunks, N, C] are scratch: the states before each tile, and the
-    gradient of the state on its way back.
+    gradient of the state on its way back; so is raw [B * chunks, chunk, C], of `project`.
     """
     chunks = tl.cdiv(L, chunk)
     program = tl.program_id(0).to(tl.int64)
@@ -82,8 +84,8 @@ def gradients_kernel(
     channel = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = channel < C
     at = k * C + channel
-    KC = (K * C).to(tl.int64)
     C64 = C.to(tl.int64)
+    KC = K * C64
     bias = tl.zeros([BC], tl.float32)
     skip = tl.zeros([BC], tl.float32)
     if HAS_BIAS:
@@ -95,6 +97,7 @@ def gradients_kernel(
     tile_states = N * C64
     entered += program * (chunk // T) * tile_states + channel
     carry += program * tile_states + channel
+    raw += program * chunk * C64 + channel
     copy_state(states + slot - N * KC, entered, j > 0, inside, KC, C64, N)
     copy_state(pulled + slot, carry, j < chunks - 1, inside, KC, C64, N)
 
@@ -103,17 +106,24 @@ def gradients_kernel(
         live = step < L
         position = tl.load(maps + k * L + step, mask=live, other=0)
         mask = live[:, None] & inside[None, :]
-        row = x_dbl + batch * p_batch + position * p_position + k * (R + 2 * N) * p_column
-        raw = step_sizes(row, p_column, dt_weight + at * R, bias, live, inside, R, T, BC, RB)
-        delta = tl.where(mask, softplus(raw), 0.0)
-        places = batch * x_batch + position[:, None] * x_position + channel[None, :].to(tl.int64) * x_channel
+        row = x_dbl + batch * p_batch + position * p_position + k * (R + 2 * N)
+        raw_tile = raw + i * T * C64
+        project(row, dt_weight + at * R, live, inside, R, raw_tile, C64, T, RB)
+        tl.debug_barrier()  # the product, and the states that the tile before left, are in place
+        delta = tl.where(mask, softplus(step_sizes(raw_tile, C64, bias, inside, T)), 0.0)
+        places = batch * x_batch + position[:, None] * x_position + channel[None, :]
         u = tl.load(x + places, mask=mask, other=0.0).to(tl.float32)
-        tl.debug_barrier()  # the states that the tile before left are in place
-        B = row + R * p_column
+        B = row + R
         scan_tile(
-            delta, u, live, inside, A + at * N, B, B, p_column, p_column,
+            delta, u, live, inside, A + at * N, B, B, 1, 1,
             entered + i * tile_states, entered + (i + 1) * tile_states, C64, C64, N, False,
         )  # fmt: skip
+
+    step = j * chunk + (tiles - 1) * T + tl.arange(0, T)
+    live = step < L
+    position = tl.load(maps + k * L + step, mask=live, other=0)
+    row = x_dbl + batch * p_batch + position * p_position + k * (R + 2 * N)
+    project(row, dt_weight + at * R, live, inside, R, raw + (tiles - 1) * T * C64, C64, T, RB)
 
     sum_D = tl.zeros([BC], tl.float32)
     sum_bias = tl.zeros([BC], tl.float32)
@@ -124,41 +134,40 @@ def gradients_kernel(
         position = tl.load(maps + k * L + step, mask=live, other=0)
         mask = live[:, None] & inside[None, :]
         column = k * (R + 2 * N)
-        row = x_dbl + batch * p_batch + position * p_position + column * p_column
-        d_row = dp + tl.program_id(1) * dp_block + batch * dp_batch + position * dp_position + column * dp_column
-        raw = step_sizes(row, p_column, dt_weight + at * R, bias, live, inside, R, T, BC, RB)
-        delta = tl.where(mask, softplus(raw), 0.0)
-        places = batch * x_batch + position[:, None] * x_position + channel[None, :].to(tl.int64) * x_channel
-        u = tl.load(x + places, mask=mask, other=0.0).to(tl.float32)
-        places = batch * dy_batch + position[:, None] * dy_position + channel[None, :].to(tl.int64) * dy_channel
-        dy_tile = tl.load(dy + places, mask=mask, other=0.0).to(tl.float32)
+        row = x_dbl + batch * p_batch + position * p_position + column
+        d_row = dp + tl.program_id(1) * dp_block + batch * dp_batch + position * dp_position + column
         tl.debug_barrier()  # what the tile behind left is in place
-        B = row + R * p_column
-        dB = d_row + R * dp_column
+        x_step = step_sizes(raw + tile * T * C64, C64, bias, inside, T)
+        delta = tl.where(mask, softplus(x_step), 0.0)
+        places = batch * x_batch + position[:, None] * x_position + channel[None, :]
+        u = tl.load(x + places, mask=mask, other=0.0).to(tl.float32)
+        places = batch * dy_batch + position[:, None] * dy_position + channel[None, :]
+        dy_tile = tl.load(dy + places, mask=mask, other=0.0).to(tl.float32)
+        B = row + R
+        dB = d_row + R
         through_B, through_A = gradients_tile(
-            delta, u, dy_tile, live, inside, A + at * N, B, B + N * p_column, p_column, p_column,
+            delta, u, dy_tile, live, inside, A + at * N, B, B + N, 1, 1,
             entered + tile * tile_states, C64, carry, C64,
-            dA + (program * KC + at) * N, i > 0, dB, dB + N * dp_column, dp_column, dp_column, N,
+            dA + (program * KC + at) * N, i > 0, dB, dB + N, 1, 1, N,
         )  # fmt: skip
         du = dy_tile * skip[None, :] + through_B * delta
-        places = batch * dx_batch + position[:, None] * dx_position + channel[None, :].to(tl.int64) * dx_channel
+        places = batch * dx_batch + position[:, None] * dx_position + channel[None, :]
         if ADD:
             du += tl.load(dx_before + places, mask=mask, other=0.0)
         tl.store(dx + places, du.to(dx.dtype.element_ty), mask=mask)
-        draw = tl.where(mask, (through_B * u + through_A) * softplus_slope(raw), 0.0)
+        draw = tl.where(mask, (through_B * u + through_A) * softplus_slope(x_step), 0.0)
         sum_D += tl.sum(dy_tile * u, 0)
         sum_bias += tl.sum(draw, 0)
         for start in range(0, R, RB):
             r = start + tl.arange(0, RB)
             ranks = r < R
             dt_mask = live[:, None] & ranks[None, :]
-            r_wide = r[None, :].to(tl.int64)
-            dt = tl.load(row[:, None] + r_wide * p_column, mask=dt_mask, other=0.0).to(tl.float32)
+            dt = tl.load(row[:, None] + r[None, :], mask=dt_mask, other=0.0).to(tl.float32)
             w_places = at[:, None] * R + r[None, :]
             w_mask = inside[:, None] & ranks[None, :]
             w = tl.load(dt_weight + w_places, mask=w_mask, other=0.0)
             ddt = tl.dot(draw, w, input_precision="tf32x3")
-            tl.store(d_row[:, None] + r_wide * dp_column, ddt.to(dp.dtype.element_ty), mask=dt_mask)
+            tl.store(d_row[:, None] + r[None, :], ddt.to(dp.dtype.element_ty), mask=dt_mask)
             w_places += program * KC * R
             d_w = tl.load(d_dt_weight + w_places, mask=w_mask & (i > 0), other=0.0)
             d_w = tl.dot(tl.trans(draw), dt, d_w, input_precision="tf32x3")

@@ -10,32 +10,43 @@ import triton.language as tl
 
 from ..selective_scan.triton_tile import copy_state, scan_tile, softplus
 
-# Strides stay unknown to the compiler: it would trade the layout in which a thread holds all steps of its channels,
-# and a scan costs nothing, for wider loads.
+# Strides over rows stay unknown to the compiler: knowing them it would make wider loads, and lose the layout in which a
+# thread holds all steps of its channels and a scan costs nothing.
 NOT_SPECIALIZED = (
-    "L C R chunk first_k x_batch x_position x_channel p_batch p_position p_column y_batch y_position y_channel"
+    "L C R chunk first_k x_batch x_position p_batch p_position y_batch y_position"
 ).split()
 
 
 @triton.jit
-def step_sizes(rows, column_step, weights, bias, live, inside, R, T: tl.constexpr, BC: tl.constexpr, RB: tl.constexpr):
-    """dt_weight dt + delta_bias [T, BC], with dt in the first R columns of the rows of x_dbl at `rows`."""
-    raw = tl.zeros([T, BC], tl.float32) + bias[None, :]
+def project(rows, weights, live, inside, R, raw, row_step, T: tl.constexpr, RB: tl.constexpr):
+    """Writes dt_weight dt of a tile to `raw`, with dt in the first R columns of the rows of x_dbl at `rows`.
+
+    Through memory, and not as a value, because the layout of a matrix product would spread to the scan.
+    """
+    product = tl.zeros([T, inside.shape[0]], tl.float32)
     for start in range(0, R, RB):
         r = start + tl.arange(0, RB)
+        ranks = r < R
         dt = tl.load(
-            rows[:, None] + r[None, :].to(tl.int64) * column_step, mask=live[:, None] & (r < R)[None, :], other=0.0
+            rows[:, None] + r[None, :], mask=live[:, None] & ranks[None, :], other=0.0
         )
-        w = tl.load(weights[None, :] + r[:, None], mask=(r < R)[:, None] & inside[None, :], other=0.0)
-        raw = tl.dot(dt.to(tl.float32), w, raw, input_precision="tf32x3")
-    return raw
+        w = tl.load(weights[None, :] + r[:, None], mask=ranks[:, None] & inside[None, :], other=0.0)
+        product = tl.dot(dt.to(tl.float32), w, product, input_precision="tf32x3")
+    tl.store(raw[None, :] + tl.arange(0, T)[:, None] * row_step, product, mask=inside[None, :])
+
+
+@triton.jit
+def step_sizes(raw, row_step, bias, inside, T: tl.constexpr):
+    """What `project` wrote, plus delta_bias: [T, BC]. There is a barrier between the two."""
+    places = raw[None, :] + tl.arange(0, T)[:, None] * row_step
+    return tl.load(places, mask=inside[None, :], other=0.0) + bias[None, :]
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def forward_kernel(
-    x, x_dbl, dt_weight, A, D, delta_bias, maps, states, total, carry, y_before, y,
+    x, x_dbl, dt_weight, A, D, delta_bias, maps, states, total, carry, raw, y_before, y,
     L, C, R, N, K, chunk, first_k,
-    x_batch, x_position, x_channel, p_batch, p_position, p_column, y_batch, y_position, y_channel,
+    x_batch, x_position, p_batch, p_position, y_batch, y_position,
     HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, ENDS: tl.constexpr, ADD: tl.constexpr,
     T: tl.constexpr, BC: tl.constexpr, RB: tl.constexpr,
 ):  # fmt: skip
@@ -50,7 +61,8 @@ def forward_kernel(
     channel = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = channel < C
     at = k * C + channel
-    KC = (K * C).to(tl.int64)
+    C64 = C.to(tl.int64)
+    KC = K * C64
 
     bias = tl.zeros([BC], tl.float32)
     if HAS_BIAS:
@@ -64,24 +76,26 @@ def forward_kernel(
         copy_state(kept, kept, False, inside, KC, KC, N)
         sums = tl.zeros([BC], tl.float32)
     else:
-        kept = carry + (batch * chunks + j) * N * C + channel
-        kept_step = C.to(tl.int64)
+        kept = carry + (batch * chunks + j) * N * C64 + channel
+        kept_step = C64
         copy_state(states + slot - N * KC, kept, j > 0, inside, KC, kept_step, N)
 
+    program = tl.program_id(2) * tl.num_programs(0).to(tl.int64) + tl.program_id(0)
+    raw += program * T * C64 + channel
     for i in range(0, tl.cdiv(tl.minimum(chunk, L - j * chunk), T)):
         step = j * chunk + i * T + tl.arange(0, T)
         live = step < L
         position = tl.load(maps + k * L + step, mask=live, other=0)
         mask = live[:, None] & inside[None, :]
-        row = x_dbl + batch * p_batch + position * p_position + k * (R + 2 * N) * p_column
-        raw = step_sizes(row, p_column, dt_weight + at * R, bias, live, inside, R, T, BC, RB)
-        delta = tl.where(mask, softplus(raw), 0.0)
-        places = batch * x_batch + position[:, None] * x_position + channel[None, :].to(tl.int64) * x_channel
+        row = x_dbl + batch * p_batch + position * p_position + k * (R + 2 * N)
+        project(row, dt_weight + at * R, live, inside, R, raw, C64, T, RB)
+        tl.debug_barrier()  # the product, and the states that the tile before left, are in place
+        delta = tl.where(mask, softplus(step_sizes(raw, C64, bias, inside, T)), 0.0)
+        places = batch * x_batch + position[:, None] * x_position + channel[None, :]
         u = tl.load(x + places, mask=mask, other=0.0).to(tl.float32)
-        tl.debug_barrier()  # the states that the tile before left are in place
-        B = row + R * p_column
+        B = row + R
         merged = scan_tile(
-            delta, u, live, inside, A + at * N, B, B + N * p_column, p_column, p_column,
+            delta, u, live, inside, A + at * N, B, B + N, 1, 1,
             kept, kept, kept_step, kept_step, N, not ENDS,
         )  # fmt: skip
         if ENDS:
@@ -89,7 +103,7 @@ def forward_kernel(
         else:
             if HAS_D:
                 merged += u * skip[None, :]
-            places = batch * y_batch + position[:, None] * y_position + channel[None, :].to(tl.int64) * y_channel
+            places = batch * y_batch + position[:, None] * y_position + channel[None, :]
             if ADD:
                 merged += tl.load(y_before + places, mask=mask, other=0.0)
             tl.store(y + places, merged.to(y.dtype.element_ty), mask=mask)
