@@ -36,9 +36,7 @@ def join_kernel(
         mask = live[:, None] & inside[None, :]
         sums = tl.load(total + (batch * (kept + 1) + chunk)[:, None] * KC + channel[None, :], mask=mask, other=0.0)
         places = slots + ((batch * kept + j)[:, None] * N + n) * KC + channel[None, :]
-        x_j = states_after(
-            tl.where(mask, tl.exp2(sums * a[None, :]), 1.0), tl.load(places, mask=mask, other=0.0), x
-        )
+        x_j = states_after(tl.where(mask, tl.exp2(sums * a[None, :]), 1.0), tl.load(places, mask=mask, other=0.0), x)
         tl.store(places, x_j, mask=mask)
         x = row_of(x_j, SLOTS - 1)
 
@@ -52,4 +50,3 @@ def join(slots: Tensor, A: Tensor, total: Tensor, reverse: bool, last: Tensor | 
     join_kernel[(batch, triton.cdiv(KC, CHANNELS), N)](
         slots, A, total, first, kept, N, KC, reverse, last is not None, SLOTS, CHANNELS, num_warps=4, num_stages=1
     )  # fmt: skip
-

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from triton import cdiv, next_power_of_2
+from triton import cdiv
 
 from ..cross_scan.orders import order_map
 from ..selective_scan.triton_chunks import join
@@ -18,28 +18,27 @@ from .layout import chunk_length, empty_image, positions_last, sizes, stored_sta
 from .triton_backward import gradients_kernel, pull_kernel
 from .triton_forward import forward_kernel
 
-TILE = 16  # steps: the shortest that a matrix product takes
+TILE = 16  # steps, and ranks at a time: the least that a matrix product takes
 
 
 class _Blocks(NamedTuple):
-    """How a call is cut into programs: chunks of steps, tiles of T steps, blocks of BC channels and of RB ranks."""
+    """How a call is cut into programs: chunks of steps, blocks of BC channels."""
 
     chunk: int
     chunks: int
     channels: int
     BC: int
-    RB: int
 
     @property
     def tile(self) -> dict[str, int]:
-        return {"T": TILE, "BC": self.BC, "RB": self.RB, "num_warps": self.BC // 32, "num_stages": 1}
+        return {"T": TILE, "BC": self.BC, "RB": TILE, "num_warps": self.BC // 32, "num_stages": 1}
 
 
-def _blocks(L: int, C: int, R: int, N: int) -> _Blocks:
+def _blocks(L: int, C: int, N: int) -> _Blocks:
     """A warp for each 32 channels, and the widest block that adds no empty ones."""
     chunk = chunk_length(N)
     BC = next(width for width in (128, 64, 32) if -C % width == -C % 32)
-    return _Blocks(chunk, cdiv(L, chunk), cdiv(C, BC), BC, min(64, max(16, next_power_of_2(R))))
+    return _Blocks(chunk, cdiv(L, chunk), cdiv(C, BC), BC)
 
 
 def _rows(x: Tensor, channel_first: bool) -> Tensor:
@@ -91,7 +90,7 @@ def forward(
     batch, C, H, W = sizes(x, channel_first)
     K, _, R = dt_weight.shape
     N, L = A.shape[1], H * W
-    blocks = _blocks(L, C, R, N)
+    blocks = _blocks(L, C, N)
     y = _Result.like(x, out_dtype, channel_first, K)
     states = A.new_empty(batch, stored_states(L, N), N, K * C)
     if batch == 0:
@@ -101,7 +100,7 @@ def forward(
     tensors = (x, x_dbl, dt_weight, A, D, delta_bias, order_map(order, H, W, x.device), states)
     total = A.new_empty(batch, blocks.chunks, K * C)
     carry = A.new_empty(batch * blocks.chunks, N, C)
-    raw = A.new_empty(batch * max(blocks.chunks, K * (blocks.chunks - 1)), TILE, C)
+    raw = A.new_empty(batch * max(blocks.chunks, K * (blocks.chunks - 1)), blocks.chunk, C)
 
     def launch(k: int, directions: int, chunks: int, written: Tensor, ends: bool) -> None:
         forward_kernel[(batch * chunks, blocks.channels, directions)](
@@ -135,7 +134,7 @@ def backward(
     batch, C, H, W = sizes(x, channel_first)
     K, _, R = dt_weight.shape
     N, L = A.shape[1], H * W
-    blocks = _blocks(L, C, R, N)
+    blocks = _blocks(L, C, N)
     programs = batch * blocks.chunks
     weights = [A.new_empty(programs, *size) for size in ((K, C, R), (K * C, N))]
     weights += [A.new_empty(programs, K * C if w is not None else 0) for w in (D, delta_bias)]
@@ -151,7 +150,7 @@ def backward(
         pulled = A.new_empty(batch, blocks.chunks - 1, N, K * C)
         entered = A.new_empty(programs, blocks.chunk // TILE, N, C)
         carry = A.new_empty(programs, N, C)
-        raw = A.new_empty(max(programs * blocks.chunk, K * batch * (blocks.chunks - 1) * TILE), C)
+        raw = A.new_empty(batch * max(blocks.chunks, K * (blocks.chunks - 1)), blocks.chunk, C)
         has_bias = delta_bias is not None
         with torch.cuda.device_of(x):
             if blocks.chunks > 1:

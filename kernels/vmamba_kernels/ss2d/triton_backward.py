@@ -42,20 +42,23 @@ def pull_kernel(
     kept = pulled + (batch * (chunks - 1) + j - 1) * N * KC + at
     copy_state(kept, kept, False, inside, KC, KC, N)
     sums = tl.zeros([BC], tl.float32)
-    raw += (tl.program_id(2) * tl.num_programs(0).to(tl.int64) + tl.program_id(0)) * T * C64 + channel
+    raw += (tl.program_id(2) * tl.num_programs(0).to(tl.int64) + tl.program_id(0)) * chunk * C64 + channel
     tiles = tl.cdiv(tl.minimum(chunk, L - j * chunk), T)
-    for i in range(0, tiles):
-        step = j * chunk + (tiles - 1 - i) * T + tl.arange(0, T)
+    maps += k * L
+    x_dbl += batch * p_batch + k * (R + 2 * N)
+    project(x_dbl, p_position, maps, dt_weight + at * R, inside, j * chunk, L, tiles, R, raw, C, T, RB)
+    for i in range(tiles):
+        tile = tiles - 1 - i
+        step = j * chunk + tile * T + tl.arange(0, T)
         live = step < L
-        position = tl.load(maps + k * L + step, mask=live, other=0)
+        position = tl.load(maps + step, mask=live, other=0).to(tl.int32)
         mask = live[:, None] & inside[None, :]
-        row = x_dbl + batch * p_batch + position * p_position + k * (R + 2 * N)
-        project(row, dt_weight + at * R, live, inside, R, raw, C64, T, RB)
-        tl.debug_barrier()  # the product, and the gradient that the tile behind left, are in place
-        delta = tl.where(mask, softplus(step_sizes(raw, C64, bias, inside, T)), 0.0)
-        places = batch * dy_batch + position[:, None] * dy_position + channel[None, :]
+        tl.debug_barrier()  # the gradient that the tile behind left is in place
+        delta = tl.where(mask, softplus(step_sizes(raw + tile * T * C, C, bias, inside, T)), 0.0)
+        places = batch * dy_batch + position[:, None].to(tl.int64) * dy_position + channel[None, :]
         dy_tile = tl.load(dy + places, mask=mask, other=0.0).to(tl.float32)
-        pull_tile(delta, dy_tile, live, inside, A + at * N, row + (R + N), 1, kept, KC, N)
+        C = x_dbl + position.to(tl.int64) * p_position + R + N
+        pull_tile(delta, dy_tile, live, inside, A + at * N, C, 1, kept, KC, N)
         sums += tl.sum(delta, 0)
     tl.store(total + (batch * chunks + j) * KC + at, sums, mask=inside)
 
@@ -74,7 +77,7 @@ def gradients_kernel(
     channels; and of the weights one sum for each chunk, [B * chunks, *the weight].
 
     entered [B * chunks, chunk / T, N, C] and carry [B * chunks, N, C] are scratch: the states before each tile, and the
-    gradient of the state on its way back; so is raw [B * chunks, chunk, C], of `project`.
+    gradient of the state on its way back; so is raw [B * chunks, chunk, C].
     """
     chunks = tl.cdiv(L, chunk)
     program = tl.program_id(0).to(tl.int64)
@@ -101,79 +104,83 @@ def gradients_kernel(
     copy_state(states + slot - N * KC, entered, j > 0, inside, KC, C64, N)
     copy_state(pulled + slot, carry, j < chunks - 1, inside, KC, C64, N)
 
-    for i in range(0, tiles - 1):
+    maps += k * L
+    column = k * (R + 2 * N)
+    x_dbl += batch * p_batch + column
+    dp += tl.program_id(1) * dp_block + batch * dp_batch + column
+    project(x_dbl, p_position, maps, dt_weight + at * R, inside, j * chunk, L, tiles, R, raw, C, T, RB)
+
+    for i in range(tiles - 1):
         step = j * chunk + i * T + tl.arange(0, T)
         live = step < L
-        position = tl.load(maps + k * L + step, mask=live, other=0)
+        position = tl.load(maps + step, mask=live, other=0).to(tl.int32)
         mask = live[:, None] & inside[None, :]
-        row = x_dbl + batch * p_batch + position * p_position + k * (R + 2 * N)
-        raw_tile = raw + i * T * C64
-        project(row, dt_weight + at * R, live, inside, R, raw_tile, C64, T, RB)
-        tl.debug_barrier()  # the product, and the states that the tile before left, are in place
-        delta = tl.where(mask, softplus(step_sizes(raw_tile, C64, bias, inside, T)), 0.0)
-        places = batch * x_batch + position[:, None] * x_position + channel[None, :]
+        tl.debug_barrier()  # the states that the tile before left are in place
+        delta = tl.where(mask, softplus(step_sizes(raw + i * T * C, C, bias, inside, T)), 0.0)
+        places = batch * x_batch + position[:, None].to(tl.int64) * x_position + channel[None, :]
         u = tl.load(x + places, mask=mask, other=0.0).to(tl.float32)
-        B = row + R
+        B = x_dbl + position.to(tl.int64) * p_position + R
         scan_tile(
             delta, u, live, inside, A + at * N, B, B, 1, 1,
             entered + i * tile_states, entered + (i + 1) * tile_states, C64, C64, N, False,
         )  # fmt: skip
 
-    step = j * chunk + (tiles - 1) * T + tl.arange(0, T)
-    live = step < L
-    position = tl.load(maps + k * L + step, mask=live, other=0)
-    row = x_dbl + batch * p_batch + position * p_position + k * (R + 2 * N)
-    project(row, dt_weight + at * R, live, inside, R, raw + (tiles - 1) * T * C64, C64, T, RB)
-
     sum_D = tl.zeros([BC], tl.float32)
     sum_bias = tl.zeros([BC], tl.float32)
-    for i in range(0, tiles):
+    for i in range(tiles):
         tile = tiles - 1 - i
         step = j * chunk + tile * T + tl.arange(0, T)
         live = step < L
-        position = tl.load(maps + k * L + step, mask=live, other=0)
+        position = tl.load(maps + step, mask=live, other=0).to(tl.int32)
         mask = live[:, None] & inside[None, :]
-        column = k * (R + 2 * N)
-        row = x_dbl + batch * p_batch + position * p_position + column
-        d_row = dp + tl.program_id(1) * dp_block + batch * dp_batch + position * dp_position + column
         tl.debug_barrier()  # what the tile behind left is in place
-        x_step = step_sizes(raw + tile * T * C64, C64, bias, inside, T)
-        delta = tl.where(mask, softplus(x_step), 0.0)
-        places = batch * x_batch + position[:, None] * x_position + channel[None, :]
+        raw_tile = raw + tile * T * C
+        delta = tl.where(mask, softplus(step_sizes(raw_tile, C, bias, inside, T)), 0.0)
+        places = batch * x_batch + position[:, None].to(tl.int64) * x_position + channel[None, :]
         u = tl.load(x + places, mask=mask, other=0.0).to(tl.float32)
-        places = batch * dy_batch + position[:, None] * dy_position + channel[None, :]
-        dy_tile = tl.load(dy + places, mask=mask, other=0.0).to(tl.float32)
-        B = row + R
-        dB = d_row + R
+        d_places = batch * dy_batch + position[:, None].to(tl.int64) * dy_position + channel[None, :]
+        dy_tile = tl.load(dy + d_places, mask=mask, other=0.0).to(tl.float32)
+        B = x_dbl + position.to(tl.int64) * p_position + R
+        dB = dp + position.to(tl.int64) * dp_position + R
         through_B, through_A = gradients_tile(
             delta, u, dy_tile, live, inside, A + at * N, B, B + N, 1, 1,
             entered + tile * tile_states, C64, carry, C64,
             dA + (program * KC + at) * N, i > 0, dB, dB + N, 1, 1, N,
         )  # fmt: skip
         du = dy_tile * skip[None, :] + through_B * delta
-        places = batch * dx_batch + position[:, None] * dx_position + channel[None, :]
+        dx_places = batch * dx_batch + position[:, None].to(tl.int64) * dx_position + channel[None, :]
         if ADD:
-            du += tl.load(dx_before + places, mask=mask, other=0.0)
-        tl.store(dx + places, du.to(dx.dtype.element_ty), mask=mask)
-        draw = tl.where(mask, (through_B * u + through_A) * softplus_slope(x_step), 0.0)
+            du += tl.load(dx_before + dx_places, mask=mask, other=0.0)
+        tl.store(dx + dx_places, du.to(dx.dtype.element_ty), mask=mask)
+        slope = softplus_slope(step_sizes(raw_tile, C, bias, inside, T))
+        draw = tl.where(mask, (through_B * u + through_A) * slope, 0.0)
         sum_D += tl.sum(dy_tile * u, 0)
         sum_bias += tl.sum(draw, 0)
-        for start in range(0, R, RB):
-            r = start + tl.arange(0, RB)
-            ranks = r < R
-            dt_mask = live[:, None] & ranks[None, :]
-            dt = tl.load(row[:, None] + r[None, :], mask=dt_mask, other=0.0).to(tl.float32)
-            w_places = at[:, None] * R + r[None, :]
-            w_mask = inside[:, None] & ranks[None, :]
-            w = tl.load(dt_weight + w_places, mask=w_mask, other=0.0)
-            ddt = tl.dot(draw, w, input_precision="tf32x3")
-            tl.store(d_row[:, None] + r[None, :], ddt.to(dp.dtype.element_ty), mask=dt_mask)
-            w_places += program * KC * R
-            d_w = tl.load(d_dt_weight + w_places, mask=w_mask & (i > 0), other=0.0)
-            d_w = tl.dot(tl.trans(draw), dt, d_w, input_precision="tf32x3")
-            tl.debug_barrier()
-            tl.store(d_dt_weight + w_places, d_w, mask=w_mask)
+        tl.debug_barrier()
+        tl.store(raw_tile[None, :] + tl.arange(0, T)[:, None] * C, draw, mask=inside[None, :])
     if HAS_D:
         tl.store(dD + program * KC + at, sum_D, mask=inside)
     if HAS_BIAS:
         tl.store(dbias + program * KC + at, sum_bias, mask=inside)
+
+    tl.debug_barrier()  # raw now holds the gradient of what `project` put there
+    for start in range(0, R, RB):
+        r = start + tl.arange(0, RB)
+        ranks = r < R
+        weights = at[:, None] * R + r[None, :]
+        weight_mask = inside[:, None] & ranks[None, :]
+        w = tl.load(dt_weight + weights, mask=weight_mask, other=0.0)
+        d_w = tl.zeros([BC, RB], tl.float32)
+        for i in range(tiles):
+            row = i * T + tl.arange(0, T)
+            live = j * chunk + row < L
+            position = tl.load(maps + j * chunk + row, mask=live, other=0).to(tl.int32)
+            draw = tl.load(raw[None, :] + row[:, None] * C, mask=inside[None, :], other=0.0)
+            mask = live[:, None] & ranks[None, :]
+            dt = tl.load(x_dbl + position[:, None].to(tl.int64) * p_position + r[None, :], mask=mask, other=0.0).to(
+                tl.float32
+            )
+            d_w = tl.dot(tl.trans(draw), dt, d_w, input_precision="tf32x3")
+            ddt = tl.dot(draw, w, input_precision="tf32x3").to(dp.dtype.element_ty)
+            tl.store(dp + position[:, None].to(tl.int64) * dp_position + r[None, :], ddt, mask=mask)
+        tl.store(d_dt_weight + program * KC * R + weights, d_w, mask=weight_mask)

@@ -12,32 +12,41 @@ from ..selective_scan.triton_tile import copy_state, scan_tile, softplus
 
 # Strides over rows stay unknown to the compiler: knowing them it would make wider loads, and lose the layout in which a
 # thread holds all steps of its channels and a scan costs nothing.
-NOT_SPECIALIZED = (
-    "L C R chunk first_k x_batch x_position p_batch p_position y_batch y_position"
-).split()
+NOT_SPECIALIZED = ("L C R chunk first_k x_batch x_position p_batch p_position y_batch y_position").split()
 
 
 @triton.jit
-def project(rows, weights, live, inside, R, raw, row_step, T: tl.constexpr, RB: tl.constexpr):
-    """Writes dt_weight dt of a tile to `raw`, with dt in the first R columns of the rows of x_dbl at `rows`.
+def project(
+    x_dbl, row_step, maps, weights, inside, first, last, tiles, R, raw, raw_step, T: tl.constexpr, RB: tl.constexpr
+):
+    """Writes dt_weight dt for the steps from `first` on, `tiles` of T, to `raw`; dt begins each row of x_dbl.
 
-    Through memory, and not as a value, because the layout of a matrix product would spread to the scan.
+    Through memory, and not as values, because the layout of a matrix product would spread to the scan.
     """
-    product = tl.zeros([T, inside.shape[0]], tl.float32)
     for start in range(0, R, RB):
         r = start + tl.arange(0, RB)
         ranks = r < R
-        dt = tl.load(
-            rows[:, None] + r[None, :], mask=live[:, None] & ranks[None, :], other=0.0
-        )
         w = tl.load(weights[None, :] + r[:, None], mask=ranks[:, None] & inside[None, :], other=0.0)
-        product = tl.dot(dt.to(tl.float32), w, product, input_precision="tf32x3")
-    tl.store(raw[None, :] + tl.arange(0, T)[:, None] * row_step, product, mask=inside[None, :])
+        for i in range(tiles):
+            row = i * T + tl.arange(0, T)
+            live = first + row < last
+            position = tl.load(maps + first + row, mask=live, other=0).to(tl.int32)
+            places = raw[None, :] + row[:, None] * raw_step
+            before = tl.load(places, mask=inside[None, :] & (start > 0), other=0.0)
+            dt = tl.load(
+                x_dbl + position[:, None].to(tl.int64) * row_step + r[None, :],
+                mask=live[:, None] & ranks[None, :],
+                other=0.0,
+            )
+            product = tl.dot(dt.to(tl.float32), w, before, input_precision="tf32x3")
+            tl.debug_barrier()
+            tl.store(places, product, mask=inside[None, :])
+    tl.debug_barrier()
 
 
 @triton.jit
 def step_sizes(raw, row_step, bias, inside, T: tl.constexpr):
-    """What `project` wrote, plus delta_bias: [T, BC]. There is a barrier between the two."""
+    """What `project` wrote for a tile, plus delta_bias: [T, BC]."""
     places = raw[None, :] + tl.arange(0, T)[:, None] * row_step
     return tl.load(places, mask=inside[None, :], other=0.0) + bias[None, :]
 
@@ -81,19 +90,21 @@ def forward_kernel(
         copy_state(states + slot - N * KC, kept, j > 0, inside, KC, kept_step, N)
 
     program = tl.program_id(2) * tl.num_programs(0).to(tl.int64) + tl.program_id(0)
-    raw += program * T * C64 + channel
-    for i in range(0, tl.cdiv(tl.minimum(chunk, L - j * chunk), T)):
+    raw += program * chunk * C64 + channel
+    tiles = tl.cdiv(tl.minimum(chunk, L - j * chunk), T)
+    maps += k * L
+    x_dbl += batch * p_batch + k * (R + 2 * N)
+    project(x_dbl, p_position, maps, dt_weight + at * R, inside, j * chunk, L, tiles, R, raw, C, T, RB)
+    for i in range(tiles):
         step = j * chunk + i * T + tl.arange(0, T)
         live = step < L
-        position = tl.load(maps + k * L + step, mask=live, other=0)
+        position = tl.load(maps + step, mask=live, other=0).to(tl.int32)
         mask = live[:, None] & inside[None, :]
-        row = x_dbl + batch * p_batch + position * p_position + k * (R + 2 * N)
-        project(row, dt_weight + at * R, live, inside, R, raw, C64, T, RB)
-        tl.debug_barrier()  # the product, and the states that the tile before left, are in place
-        delta = tl.where(mask, softplus(step_sizes(raw, C64, bias, inside, T)), 0.0)
-        places = batch * x_batch + position[:, None] * x_position + channel[None, :]
+        tl.debug_barrier()  # the states that the tile before left are in place
+        delta = tl.where(mask, softplus(step_sizes(raw + i * T * C, C, bias, inside, T)), 0.0)
+        places = batch * x_batch + position[:, None].to(tl.int64) * x_position + channel[None, :]
         u = tl.load(x + places, mask=mask, other=0.0).to(tl.float32)
-        B = row + R
+        B = x_dbl + position.to(tl.int64) * p_position + R
         merged = scan_tile(
             delta, u, live, inside, A + at * N, B, B + N, 1, 1,
             kept, kept, kept_step, kept_step, N, not ENDS,
@@ -103,7 +114,7 @@ def forward_kernel(
         else:
             if HAS_D:
                 merged += u * skip[None, :]
-            places = batch * y_batch + position[:, None] * y_position + channel[None, :]
+            places = batch * y_batch + position[:, None].to(tl.int64) * y_position + channel[None, :]
             if ADD:
                 merged += tl.load(y_before + places, mask=mask, other=0.0)
             tl.store(y + places, merged.to(y.dtype.element_ty), mask=mask)
