@@ -90,17 +90,20 @@ def copy_state(source, target, exists, inside, source_step, target_step, N):
 
 @triton.jit
 def scan_tile(
-    delta, u, live, inside, A, B, C, B_step, C_step, enter, leave, enter_step, leave_step, N, OUTPUT: tl.constexpr
-):
-    """The sum over n of C_n h_n, zero without OUTPUT; takes the states from `enter` and leaves them at `leave`."""
-    y = tl.zeros_like(delta)
+    y, delta, u, live, inside, A, B, C, C_start, B_step, C_step, enter, leave, enter_step, leave_step, N,
+    OUTPUT: tl.constexpr,
+):  # fmt: skip
+    """y, with the sum over n of C_n h_n added if OUTPUT; takes the states from `enter` and leaves them at `leave`.
+
+    C_start is a distance from C: where B and C lie in one row, both are reached from one vector of pointers.
+    """
     for n in range(N):
         h = tl.load(enter + n * enter_step, mask=inside, other=0.0)
         decay, _ = decays(delta, A + n, live, inside)
         b = tl.load(B + n * B_step, mask=live, other=0.0).to(tl.float32)
         x = states_after(decay, delta * u * b[:, None], h)
         if OUTPUT:
-            y += x * tl.load(C + n * C_step, mask=live, other=0.0).to(tl.float32)[:, None]
+            y += x * tl.load(C + (C_start + n * C_step), mask=live, other=0.0).to(tl.float32)[:, None]
         tl.debug_barrier()  # `leave` may be `enter`
         tl.store(leave + n * leave_step, row_of(x, x.shape[0] - 1), mask=inside)
     return y
@@ -128,6 +131,7 @@ def gradients_tile(
     A,
     B,
     C,
+    C_start,
     B_step,
     C_step,
     enter,
@@ -138,6 +142,7 @@ def gradients_tile(
     started,
     dB,
     dC,
+    dC_start,
     dB_step,
     dC_step,
     N,
@@ -154,7 +159,7 @@ def gradients_tile(
         g_after = tl.load(carry + n * carry_step, mask=inside, other=0.0)
         dA_n = tl.load(dA + n, mask=inside & started, other=0.0)
         b = tl.load(B + n * B_step, mask=live, other=0.0).to(tl.float32)[:, None]
-        c = tl.load(C + n * C_step, mask=live, other=0.0).to(tl.float32)[:, None]
+        c = tl.load(C + (C_start + n * C_step), mask=live, other=0.0).to(tl.float32)[:, None]
         decay, a = decays(delta, A + n, live, inside)
         drive = delta * u * b
         before = states_before(decay, drive, h)
@@ -164,7 +169,7 @@ def gradients_tile(
         of_decay = tl.where(live[:, None], pulled * before, 0.0)
         through_B += g * b
         through_A += of_decay * a[None, :]
-        tl.store(dC + n * dC_step, tl.sum(dy * (decay * before + drive), 1), mask=live)
+        tl.store(dC + (dC_start + n * dC_step), tl.sum(dy * (decay * before + drive), 1), mask=live)
         tl.store(dB + n * dB_step, tl.sum(g * (delta * u), 1), mask=live)
         tl.debug_barrier()
         tl.store(carry + n * carry_step, row_of(pulled, 0), mask=inside)

@@ -57,8 +57,8 @@ def pull_kernel(
         delta = tl.where(mask, softplus(step_sizes(raw + tile * T * C, C, bias, inside, T)), 0.0)
         places = batch * dy_batch + position[:, None].to(tl.int64) * dy_position + channel[None, :]
         dy_tile = tl.load(dy + places, mask=mask, other=0.0).to(tl.float32)
-        C = x_dbl + position.to(tl.int64) * p_position + R + N
-        pull_tile(delta, dy_tile, live, inside, A + at * N, C, 1, kept, KC, N)
+        row = x_dbl + position.to(tl.int64) * p_position + R + N
+        pull_tile(delta, dy_tile, live, inside, A + at * N, row, 1, kept, KC, N)
         sums += tl.sum(delta, 0)
     tl.store(total + (batch * chunks + j) * KC + at, sums, mask=inside)
 
@@ -121,7 +121,7 @@ def gradients_kernel(
         u = tl.load(x + places, mask=mask, other=0.0).to(tl.float32)
         B = x_dbl + position.to(tl.int64) * p_position + R
         scan_tile(
-            delta, u, live, inside, A + at * N, B, B, 1, 1,
+            u, delta, u, live, inside, A + at * N, B, B, 0, 1, 1,
             entered + i * tile_states, entered + (i + 1) * tile_states, C64, C64, N, False,
         )  # fmt: skip
 
@@ -143,9 +143,9 @@ def gradients_kernel(
         B = x_dbl + position.to(tl.int64) * p_position + R
         dB = dp + position.to(tl.int64) * dp_position + R
         through_B, through_A = gradients_tile(
-            delta, u, dy_tile, live, inside, A + at * N, B, B + N, 1, 1,
+            delta, u, dy_tile, live, inside, A + at * N, B, B, N, 1, 1,
             entered + tile * tile_states, C64, carry, C64,
-            dA + (program * KC + at) * N, i > 0, dB, dB + N, 1, 1, N,
+            dA + (program * KC + at) * N, i > 0, dB, dB, N, 1, 1, N,
         )  # fmt: skip
         du = dy_tile * skip[None, :] + through_B * delta
         dx_places = batch * dx_batch + position[:, None].to(tl.int64) * dx_position + channel[None, :]

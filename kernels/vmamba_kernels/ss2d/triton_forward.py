@@ -104,19 +104,21 @@ def forward_kernel(
         delta = tl.where(mask, softplus(step_sizes(raw + i * T * C, C, bias, inside, T)), 0.0)
         places = batch * x_batch + position[:, None].to(tl.int64) * x_position + channel[None, :]
         u = tl.load(x + places, mask=mask, other=0.0).to(tl.float32)
-        B = x_dbl + position.to(tl.int64) * p_position + R
-        merged = scan_tile(
-            delta, u, live, inside, A + at * N, B, B + N, 1, 1,
-            kept, kept, kept_step, kept_step, N, not ENDS,
-        )  # fmt: skip
+        merged = tl.zeros([T, BC], tl.float32)
         if ENDS:
             sums += tl.sum(delta, 0)
         else:
-            if HAS_D:
-                merged += u * skip[None, :]
             places = batch * y_batch + position[:, None].to(tl.int64) * y_position + channel[None, :]
+            if HAS_D:
+                merged = u * skip[None, :]
             if ADD:
                 merged += tl.load(y_before + places, mask=mask, other=0.0)
+        B = x_dbl + position.to(tl.int64) * p_position + R
+        merged = scan_tile(
+            merged, delta, u, live, inside, A + at * N, B, B, N, 1, 1,
+            kept, kept, kept_step, kept_step, N, not ENDS,
+        )  # fmt: skip
+        if not ENDS:
             tl.store(y + places, merged.to(y.dtype.element_ty), mask=mask)
     if ENDS:
         tl.store(total + (batch * chunks + j) * KC + at, sums, mask=inside)
