@@ -70,8 +70,8 @@ class _Result(NamedTuple):
         return self.image
 
 
-def _dense(*weights: Tensor | None) -> list[Tensor | None]:
-    return [None if w is None else w.contiguous() for w in weights]
+def _dense(weight: Tensor | None) -> Tensor | None:
+    return None if weight is None else weight.contiguous()
 
 
 def forward(
@@ -96,7 +96,8 @@ def forward(
     if batch == 0:
         return y.image, states if save_states else states.new_empty(0, 0, N, K * C)
     x, x_dbl = _rows(x, channel_first), _rows(x_dbl, channel_first)
-    dt_weight, A, D, delta_bias = _dense(dt_weight, A, D, delta_bias)
+    dt_weight, A = dt_weight.contiguous(), A.contiguous()
+    D, delta_bias = _dense(D), _dense(delta_bias)
     tensors = (x, x_dbl, dt_weight, A, D, delta_bias, order_map(order, H, W, x.device), states)
     total = A.new_empty(batch, blocks.chunks, K * C)
     carry = A.new_empty(batch * blocks.chunks, N, C)
@@ -144,7 +145,8 @@ def backward(
         one = blocks.channels == 1
         dp = dx_dbl.rows[None] if one else A.new_empty(blocks.channels, *dx_dbl.rows.shape)
         x, x_dbl, dy = _rows(x, channel_first), _rows(x_dbl, channel_first), _rows(dy, channel_first)
-        dt_weight, A, D, delta_bias = _dense(dt_weight, A, D, delta_bias)
+        dt_weight, A = dt_weight.contiguous(), A.contiguous()
+        D, delta_bias = _dense(D), _dense(delta_bias)
         maps = order_map(order, H, W, x.device)
         total = A.new_empty(batch, blocks.chunks, K * C)
         pulled = A.new_empty(batch, blocks.chunks - 1, N, K * C)
