@@ -1,0 +1,221 @@
+"""The state-space dual scan on a GPU, by the portable kernels of `triton_kernels.py`.
+
+Three launches make the forward: what each chunk adds to the state, the recurrence over the chunks, the outputs. The
+backward repeats the first two, runs the recurrence of the gradients back, and makes all gradients of a chunk in one
+program, which keeps the sums over the heads of a group in registers: there are no atomics, and sums over chunks and
+images are taken by PyTorch, so the results are the same bits every time.
+
+Sequences are read where they are if their last axis is dense, and copied otherwise. float64 is not served.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from triton import cdiv, next_power_of_2
+
+from .triton_kernels import (
+    chunk_states_kernel,
+    gradients_kernel,
+    outputs_kernel,
+    pass_states_kernel,
+    step_gradients_kernel,
+    steps_kernel,
+)
+
+_STATE_BLOCK = 256
+# A program takes the heads of a group in turn as long as that many programs are left to fill the GPU.
+_ENOUGH_PROGRAMS = 512
+
+
+class _Shape(NamedTuple):
+    batch: int
+    length: int
+    chunks: int
+    heads: int
+    groups: int
+    width: int
+    d_state: int
+    Q: int
+    BP: int
+    BN: int
+    BH: int
+
+    @property
+    def per_group(self) -> int:
+        return self.heads // self.groups
+
+    @property
+    def per_program(self) -> int:
+        """The largest divisor of the heads of a group that leaves enough programs."""
+        fits = [
+            n
+            for n in range(1, self.per_group + 1)
+            if self.per_group % n == 0 and self.batch * self.chunks * (self.heads // n) >= _ENOUGH_PROGRAMS
+        ]
+        return max(fits, default=1)
+
+
+def _shape(x: Tensor, B: Tensor, chunk: int) -> _Shape:
+    """Sizes and tiles. A chunk is a power of 2 from 16 to 64, and shorter for many states, to stay in registers."""
+    batch, length, heads, width = x.shape
+    groups, d_state = B.shape[2:]
+    BN = max(16, next_power_of_2(d_state))
+    longest = 64 if BN <= 64 else 4096 // BN
+    Q = min(longest, max(16, next_power_of_2(min(chunk, length))))
+    BP = min(64 if BN <= 64 else 32, max(16, next_power_of_2(width)))
+    BH = min(16, next_power_of_2(heads))
+    return _Shape(batch, length, cdiv(length, Q), heads, groups, width, d_state, Q, BP, BN, BH)
+
+
+def _precision(x: Tensor) -> str:
+    """Of the products: float32, by three products of tensor cores for half types, or one where PyTorch is allowed it."""
+    if torch.get_float32_matmul_precision() != "highest":
+        return "tf32"
+    return "ieee" if x.dtype is torch.float32 else "tf32x3"
+
+
+def _dense(x: Tensor) -> Tensor:
+    """`x` with its last axis dense."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def _strides(x: Tensor) -> tuple[int, ...]:
+    """Of the batch, time and head axes."""
+    return x.stride()[:3]
+
+
+class _Steps(NamedTuple):
+    """Step sizes and the sums of the decay, [B, H, c * Q] in float32."""
+
+    size: Tensor
+    high: Tensor
+    low: Tensor
+
+
+def _steps(dt: Tensor, A: Tensor, dt_bias: Tensor | None, limits: tuple[Any, ...], s: _Shape) -> _Steps:
+    softplus, dt_min, dt_max = limits
+    steps = _Steps(*(A.new_empty(s.batch, s.heads, s.chunks * s.Q) for _ in range(3)))
+    steps_kernel[(s.batch * s.chunks * cdiv(s.heads, s.BH),)](
+        dt, A if dt_bias is None else dt_bias, A, *steps,
+        *_strides(dt), s.length, s.chunks, s.heads, dt_min, dt_max,
+        SOFTPLUS=softplus, HAS_BIAS=dt_bias is not None, Q=s.Q, BH=s.BH, num_stages=1,
+    )  # fmt: skip
+    return steps
+
+
+def _states(
+    value: Tensor, projection: Tensor, steps: _Steps, first: Tensor | None, s: _Shape, precision: str, reverse: bool
+) -> tuple[Tensor, Tensor]:
+    """The states [B, c, H, P, N] before each chunk and the last; reversed, the gradients after each and of the first."""
+    states = steps.size.new_empty(s.batch, s.chunks, s.heads, s.width, s.d_state)
+    last = steps.size.new_empty(s.batch, s.heads, s.width, s.d_state)
+    chunk_states_kernel[(s.batch * s.chunks * s.heads * cdiv(s.width, s.BP),)](
+        value, projection, *steps, states,
+        *_strides(value), *_strides(projection), s.length, s.chunks, s.heads, s.per_group, s.width, s.d_state,
+        TO_END=not reverse, PRECISION=precision, Q=s.Q, BP=s.BP, BN=s.BN, num_stages=1,
+    )  # fmt: skip
+    numel = s.width * s.d_state
+    pass_states_kernel[(s.batch * s.heads * cdiv(numel, _STATE_BLOCK),)](
+        states, states if first is None else first.to(states.dtype).contiguous(), last, steps.high,
+        s.chunks, s.heads, numel,
+        REVERSE=reverse, HAS_FIRST=first is not None, Q=s.Q, BLOCK=_STATE_BLOCK, num_stages=1,
+    )  # fmt: skip
+    return states, last
+
+
+def forward(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_states: Tensor | None,
+    dt_softplus: bool,
+    dt_min: float,
+    dt_max: float,
+    out_dtype: torch.dtype,
+    chunk: int,
+) -> tuple[Tensor, Tensor]:
+    """Output [B, L, H, P] and last state [B, H, P, N]."""
+    s, precision = _shape(x, B, chunk), _precision(x)
+    y = x.new_empty(x.shape, dtype=out_dtype)
+    if s.batch == 0:
+        return y, A.new_empty(0, s.heads, s.width, s.d_state)
+    x, B, C, A = _dense(x), _dense(B), _dense(C), A.contiguous()
+    dt_bias = None if dt_bias is None else dt_bias.contiguous()
+    with torch.cuda.device_of(x):
+        steps = _steps(dt, A, dt_bias, (dt_softplus, dt_min, dt_max), s)
+        states, last = _states(x, B, steps, initial_states, s, precision, reverse=False)
+        outputs_kernel[(s.batch * s.chunks * (s.heads // s.per_program),)](
+            x, B, C, x if D is None else D.contiguous(), *steps, states, y,
+            *_strides(x), *_strides(B), *_strides(C),
+            s.length, s.chunks, s.heads, s.per_group, s.per_program, s.width, s.d_state,
+            HAS_D=D is not None, PRECISION=precision, Q=s.Q, BP=s.BP, BN=s.BN, num_stages=1,
+        )  # fmt: skip
+    return y, last
+
+
+def backward(
+    dy: Tensor,
+    dlast: Tensor | None,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_states: Tensor | None,
+    dt_softplus: bool,
+    dt_min: float,
+    dt_max: float,
+    chunk: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, dt, A, B, C, D, dt_bias, initial_states (the last three empty if absent)."""
+    s, precision = _shape(x, B, chunk), _precision(x)
+    dx, ddt, dA = x.new_empty(x.shape), dt.new_empty(dt.shape), A.new_zeros(A.shape)
+    dD, dbias, dinitial = (A.new_zeros(0 if t is None else t.shape) for t in (D, dt_bias, initial_states))
+    if s.batch == 0:
+        return dx, ddt, dA, B.new_empty(B.shape), C.new_empty(C.shape), dD, dbias, dinitial
+    dy, x, B, C, A = _dense(dy), _dense(x), _dense(B), _dense(C), A.contiguous()
+    dt_bias = None if dt_bias is None else dt_bias.contiguous()
+    splits = s.per_group // s.per_program
+    of_projection = dict(dtype=B.dtype if splits == 1 else A.dtype)
+    dB, dC = (B.new_empty((s.batch, splits, *B.shape[1:]), **of_projection) for _ in range(2))
+    dD_shares = A.new_empty((s.batch, s.chunks, s.heads, s.width) if D is not None else 0)
+    shares = [A.new_empty(s.batch, s.chunks, s.heads) for _ in range(2)]
+    limits = (dt_softplus, dt_min, dt_max)
+
+    with torch.cuda.device_of(x):
+        steps = _steps(dt, A, dt_bias, limits, s)
+        states, _ = _states(x, B, steps, initial_states, s, precision, reverse=False)
+        grads, dfirst = _states(dy, C, steps, dlast, s, precision, reverse=True)
+        dsize, da, da_next = (torch.empty_like(steps.size) for _ in range(3))
+        gradients_kernel[(s.batch * s.chunks * (s.heads // s.per_program),)](
+            dy, x, B, C, x if D is None else D.contiguous(), *steps, states, grads,
+            dx, dB, dC, dD_shares, dsize, da, da_next,
+            *_strides(dy), *_strides(x), *_strides(B), *_strides(C),
+            s.length, s.chunks, s.heads, s.groups, s.per_group, s.per_program, s.width, s.d_state,
+            HAS_D=D is not None, PRECISION=precision, Q=s.Q, BP=s.BP, BN=s.BN, num_stages=1, num_warps=8,
+        )  # fmt: skip
+        step_gradients_kernel[(s.batch * s.chunks * cdiv(s.heads, s.BH),)](
+            dt, A if dt_bias is None else dt_bias, A, steps.size, dsize, da, da_next, ddt, *shares,
+            *_strides(dt), s.length, s.chunks, s.heads, dt_min, dt_max,
+            SOFTPLUS=dt_softplus, HAS_BIAS=dt_bias is not None, Q=s.Q, BH=s.BH, num_stages=1,
+        )  # fmt: skip
+    dB, dC = (d[:, 0] if splits == 1 else d.sum(1).to(B.dtype) for d in (dB, dC))
+    return (
+        dx,
+        ddt,
+        shares[0].sum((0, 1)),
+        dB,
+        dC,
+        dD if D is None else dD_shares.sum((0, 1)),
+        dbias if dt_bias is None else shares[1].sum((0, 1)),
+        dinitial if initial_states is None else dfirst,
+    )

@@ -1,0 +1,303 @@
+"""The Triton kernels of the state-space dual scan: what one program of each computes.
+
+The names and formulas are those of `chunked.py`; Q steps of a chunk, tiles of BP channels and BN states that cover P and
+N. Sequences are stored as declared by their strides with the last axis dense; step sizes and sums of the decay as
+[B, H, c * Q] and states as [B, c, H, P, N], all dense, in float32. Everything is computed in float32.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)), and x itself above 20, to a few units in the last place.
+
+    log1p(e) for e = exp(-|x|) <= 1 is 2 atanh(s) with s = e / (2 + e) <= 1/3, whose series needs eight terms; the GPU's
+    own logarithm loses the digits near 1.
+    """
+    e = tl.exp(-tl.abs(x))
+    s = e / (2.0 + e)
+    q = s * s
+    series = 1.0 / 13.0 + q * (1.0 / 15.0)
+    series = 1.0 / 11.0 + q * series
+    series = 1.0 / 9.0 + q * series
+    series = 1.0 / 7.0 + q * series
+    series = 1.0 / 5.0 + q * series
+    series = 1.0 / 3.0 + q * series
+    log1p = 2.0 * (s + s * (q * series))
+    return tl.where(x > 20.0, x, tl.maximum(x, 0.0) + log1p)
+
+
+@triton.jit
+def load_rows(base, stride, t, inside, column, columns):
+    """The tile [Q, columns] of rows t, in float32; 0 beyond the sequence and beyond the columns."""
+    mask = inside[:, None] & (column < columns)[None, :]
+    return tl.load(base + t[:, None] * stride + column[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def steps_kernel(
+    dt, bias, A, size, high, low,
+    dt_batch, dt_time, dt_head, length, chunks, heads, dt_min, dt_max,
+    SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr, Q: tl.constexpr, BH: tl.constexpr,
+):  # fmt: skip
+    """Step sizes, and the sums of the decay as two float32 numbers, of one chunk of BH heads."""
+    pid = tl.program_id(0).to(tl.int64)
+    blocks = tl.cdiv(heads, BH)
+    h = pid % blocks * BH + tl.arange(0, BH)
+    chunk = pid // blocks % chunks
+    b = pid // blocks // chunks
+    t = chunk * Q + tl.arange(0, Q)
+    present = h < heads
+    inside = (t < length)[:, None] & present[None, :]
+    raw = tl.load(dt + b * dt_batch + t[:, None] * dt_time + h[None, :] * dt_head, mask=inside, other=0.0)
+    raw = raw.to(tl.float32)
+    if HAS_BIAS:
+        raw += tl.load(bias + h, mask=present, other=0.0)[None, :]
+    if SOFTPLUS:
+        raw = softplus(raw)
+    step = tl.where(raw < dt_min, dt_min, tl.where(raw > dt_max, dt_max, raw))
+    step = tl.where(inside, step, 0.0)
+    decay = step * tl.load(A + h, mask=present, other=0.0)[None, :]
+    sums = tl.cumsum(decay.to(tl.float64), axis=0)
+    rounded = sums.to(tl.float32)
+    at = (b * heads + h)[None, :] * (chunks * Q) + t[:, None]
+    tl.store(size + at, step, mask=present[None, :])
+    tl.store(high + at, rounded, mask=present[None, :])
+    tl.store(low + at, (sums - rounded.to(tl.float64)).to(tl.float32), mask=present[None, :])
+
+
+@triton.jit
+def chunk_states_kernel(
+    value, projection, size, high, low, states,
+    value_batch, value_time, value_head, projection_batch, projection_time, projection_group,
+    length, chunks, heads, per_group, P, N,
+    TO_END: tl.constexpr, PRECISION: tl.constexpr, Q: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """What one chunk adds to the state of a head: the sum over its steps of weight * value * projection^T.
+
+    TO_END: the forward, with weight s exp(cs_Q - cs); else the gradient of the state before, with weight exp(cs).
+    """
+    pid = tl.program_id(0).to(tl.int64)
+    tiles = tl.cdiv(P, BP)
+    p = pid % tiles * BP + tl.arange(0, BP)
+    h = pid // tiles % heads
+    chunk = pid // tiles // heads % chunks
+    b = pid // tiles // heads // chunks
+    n = tl.arange(0, BN)
+    t = chunk * Q + tl.arange(0, Q)
+    inside = t < length
+    v = load_rows(value + b * value_batch + h * value_head, value_time, t, inside, p, P)
+    from_group = projection + b * projection_batch + h // per_group * projection_group
+    k = load_rows(from_group, projection_time, t, inside, n, N)
+    line = (b * heads + h) * (chunks * Q)
+    cs = tl.load(high + line + t)
+    if TO_END:
+        end = line + chunk * Q + Q - 1
+        weight = tl.exp((tl.load(high + end) - cs) + (tl.load(low + end) - tl.load(low + line + t)))
+        weight *= tl.load(size + line + t)
+    else:
+        weight = tl.exp(cs)
+    gained = tl.dot(tl.trans(v * weight[:, None]), k, input_precision=PRECISION)
+    at = (((b * chunks + chunk) * heads + h) * P + p)[:, None] * N + n[None, :]
+    tl.store(states + at, gained, mask=(p < P)[:, None] & (n < N)[None, :])
+
+
+@triton.jit
+def pass_states_kernel(
+    states, first, last, high, chunks, heads, numel,
+    REVERSE: tl.constexpr, HAS_FIRST: tl.constexpr, Q: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The recurrence over the chunks, in place: what each adds becomes the state before it, or the gradient after it."""
+    pid = tl.program_id(0).to(tl.int64)
+    blocks = tl.cdiv(numel, BLOCK)
+    i = pid % blocks * BLOCK + tl.arange(0, BLOCK)
+    h = pid // blocks % heads
+    b = pid // blocks // heads
+    mask = i < numel
+    if HAS_FIRST:
+        state = tl.load(first + (b * heads + h) * numel + i, mask=mask, other=0.0)
+    else:
+        state = tl.zeros([BLOCK], dtype=tl.float32)
+    for step in range(chunks):
+        chunk = chunks - 1 - step if REVERSE else step
+        at = ((b * chunks + chunk) * heads + h) * numel + i
+        gained = tl.load(states + at, mask=mask, other=0.0)
+        tl.store(states + at, state, mask=mask)
+        end = tl.load(high + (b * heads + h) * (chunks * Q) + chunk * Q + Q - 1)
+        state = tl.exp(end) * state + gained
+    tl.store(last + (b * heads + h) * numel + i, state, mask=mask)
+
+
+@triton.jit
+def outputs_kernel(
+    x, B, C, D, size, high, low, states, y,
+    x_batch, x_time, x_head, B_batch, B_time, B_group, C_batch, C_time, C_group,
+    length, chunks, heads, per_group, per_program, P, N,
+    HAS_D: tl.constexpr, PRECISION: tl.constexpr, Q: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """The outputs of one chunk of `per_program` heads of one group: the product C B^T is theirs in common."""
+    pid = tl.program_id(0).to(tl.int64)
+    programs = heads // per_program
+    head = pid % programs * per_program
+    chunk = pid // programs % chunks
+    b = pid // programs // chunks
+    group = head // per_group
+    n = tl.arange(0, BN)
+    t = chunk * Q + tl.arange(0, Q)
+    inside = t < length
+    wide_B = load_rows(B + b * B_batch + group * B_group, B_time, t, inside, n, N)
+    wide_C = load_rows(C + b * C_batch + group * C_group, C_time, t, inside, n, N)
+    products = tl.dot(wide_C, tl.trans(wide_B), input_precision=PRECISION)
+    past = t[:, None] >= t[None, :]
+    for h in range(head, head + per_program):
+        at = (b * heads + h) * (chunks * Q) + t
+        cs, cs_low, step = tl.load(high + at), tl.load(low + at), tl.load(size + at)
+        decays = tl.exp((cs[:, None] - cs[None, :]) + (cs_low[:, None] - cs_low[None, :]))
+        weights = tl.where(past, products * decays, 0.0)
+        from_start = tl.exp(cs)
+        for tile in range(tl.cdiv(P, BP)):
+            p = tile * BP + tl.arange(0, BP)
+            wide_x = load_rows(x + b * x_batch + h * x_head, x_time, t, inside, p, P)
+            out = tl.dot(weights, wide_x * step[:, None], input_precision=PRECISION)
+            state_at = (((b * chunks + chunk) * heads + h) * P + p)[None, :] * N + n[:, None]
+            before = tl.load(states + state_at, mask=(p < P)[None, :] & (n < N)[:, None], other=0.0)  # [BN, BP]
+            out += from_start[:, None] * tl.dot(wide_C, before, input_precision=PRECISION)
+            if HAS_D:
+                out += tl.load(D + h * P + p, mask=p < P, other=0.0)[None, :] * wide_x
+            y_at = ((b * length + t) * heads + h)[:, None] * P + p[None, :]
+            tl.store(y + y_at, out.to(y.dtype.element_ty), mask=inside[:, None] & (p < P)[None, :])
+
+
+@triton.jit
+def gradients_kernel(
+    dy, x, B, C, D, size, high, low, states, grads, dx, dB, dC, dD, dsize, da, da_next,
+    dy_batch, dy_time, dy_head, x_batch, x_time, x_head, B_batch, B_time, B_group, C_batch, C_time, C_group,
+    length, chunks, heads, groups, per_group, per_program, P, N,
+    HAS_D: tl.constexpr, PRECISION: tl.constexpr, Q: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """The gradients of one chunk of `per_program` heads of one group.
+
+    dB and dC [B, splits, L, G, N] are sums over these heads. The gradient of the logarithm of the decay comes in two
+    parts, `da` of step t and `da_next` of step t + 1, which `step_gradients_kernel` adds. dD [B, c, H, P] is by chunk.
+    """
+    pid = tl.program_id(0).to(tl.int64)
+    programs = heads // per_program
+    head = pid % programs * per_program
+    chunk = pid // programs % chunks
+    b = pid // programs // chunks
+    group = head // per_group
+    n = tl.arange(0, BN)
+    q = tl.arange(0, Q)
+    t = chunk * Q + q
+    inside = t < length
+    wide_B = load_rows(B + b * B_batch + group * B_group, B_time, t, inside, n, N)
+    wide_C = load_rows(C + b * C_batch + group * C_group, C_time, t, inside, n, N)
+    products = tl.dot(wide_C, tl.trans(wide_B), input_precision=PRECISION)
+    past = t[:, None] >= t[None, :]
+    dproducts = tl.zeros([Q, Q], dtype=tl.float32)
+    dB_sum = tl.zeros([Q, BN], dtype=tl.float32)
+    dC_sum = tl.zeros([Q, BN], dtype=tl.float32)
+    for h in range(head, head + per_program):
+        line = (b * heads + h) * (chunks * Q)
+        at = line + t
+        cs, cs_low, step = tl.load(high + at), tl.load(low + at), tl.load(size + at)
+        end, end_low = tl.load(high + line + chunk * Q + Q - 1), tl.load(low + line + chunk * Q + Q - 1)
+        decays = tl.exp((cs[:, None] - cs[None, :]) + (cs_low[:, None] - cs_low[None, :]))
+        decays = tl.where(past, decays, 0.0)
+        weights = tl.trans(products * decays)
+        from_start = tl.exp(cs)
+        to_end = tl.exp((end - cs) + (end_low - cs_low))
+        pairs = tl.zeros([Q, Q], dtype=tl.float32)
+        pushed_sum = tl.zeros([Q], dtype=tl.float32)
+        gained_sum = tl.zeros([Q], dtype=tl.float32)
+        dstep = tl.zeros([Q], dtype=tl.float32)
+        through = 0.0
+        for tile in range(tl.cdiv(P, BP)):
+            p = tile * BP + tl.arange(0, BP)
+            written = inside[:, None] & (p < P)[None, :]
+            wide_x = load_rows(x + b * x_batch + h * x_head, x_time, t, inside, p, P)
+            wide_dy = load_rows(dy + b * dy_batch + h * dy_head, dy_time, t, inside, p, P)
+            state_at = (((b * chunks + chunk) * heads + h) * P + p)[:, None] * N + n[None, :]
+            state_mask = (p < P)[:, None] & (n < N)[None, :]
+            before = tl.load(states + state_at, mask=state_mask, other=0.0)  # [BP, BN]
+            after = tl.load(grads + state_at, mask=state_mask, other=0.0)
+            u = wide_x * step[:, None]
+
+            dweights = tl.dot(wide_dy, tl.trans(u), input_precision=PRECISION) * decays
+            dproducts += dweights
+            pairs += dweights
+            pushed = wide_dy * from_start[:, None]
+            gained = u * to_end[:, None]
+            carried = tl.dot(wide_C, tl.trans(before), input_precision=PRECISION)
+            pulled = tl.dot(wide_B, tl.trans(after), input_precision=PRECISION)
+            dC_sum += tl.dot(pushed, before, input_precision=PRECISION)
+            dB_sum += tl.dot(gained, after, input_precision=PRECISION)
+            pushed_sum += tl.sum(pushed * carried, axis=1)
+            gained_sum += tl.sum(gained * pulled, axis=1)
+            through += tl.sum(tl.sum(before * after, axis=1), axis=0)
+
+            du = tl.dot(weights, wide_dy, input_precision=PRECISION) + to_end[:, None] * pulled
+            dstep += tl.sum(du * wide_x, axis=1)
+            du *= step[:, None]
+            if HAS_D:
+                du += tl.load(D + h * P + p, mask=p < P, other=0.0)[None, :] * wide_dy
+                dD_at = ((b * chunks + chunk) * heads + h) * P + p
+                tl.store(dD + dD_at, tl.sum(wide_dy * wide_x, axis=0), mask=p < P)
+            dx_at = ((b * length + t) * heads + h)[:, None] * P + p[None, :]
+            tl.store(dx + dx_at, du.to(dx.dtype.element_ty), mask=written)
+
+        ahead = tl.cumsum(pairs * products, axis=1)
+        ahead = tl.sum(tl.where(t[:, None] > t[None, :], ahead, 0.0), axis=0) + tl.cumsum(gained_sum, axis=0)
+        tl.store(da_next + at, ahead)
+        tl.store(da + at, tl.cumsum(pushed_sum, axis=0, reverse=True) + tl.exp(end) * through)
+        tl.store(dsize + at, dstep)
+
+    dC_sum += tl.dot(dproducts, wide_B, input_precision=PRECISION)
+    dB_sum += tl.dot(tl.trans(dproducts), wide_C, input_precision=PRECISION)
+    split = head % per_group // per_program
+    row = ((b * (per_group // per_program) + split) * length + t) * groups + group
+    projected = inside[:, None] & (n < N)[None, :]
+    tl.store(dB + row[:, None] * N + n[None, :], dB_sum.to(dB.dtype.element_ty), mask=projected)
+    tl.store(dC + row[:, None] * N + n[None, :], dC_sum.to(dC.dtype.element_ty), mask=projected)
+
+
+@triton.jit
+def step_gradients_kernel(
+    dt, bias, A, size, dsize, da, da_next, ddt, dA, dbias,
+    dt_batch, dt_time, dt_head, length, chunks, heads, dt_min, dt_max,
+    SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr, Q: tl.constexpr, BH: tl.constexpr,
+):  # fmt: skip
+    """The gradient of dt [B, L, H], and the shares [B, c, H] of one chunk of BH heads in those of A and dt_bias."""
+    pid = tl.program_id(0).to(tl.int64)
+    blocks = tl.cdiv(heads, BH)
+    h = pid % blocks * BH + tl.arange(0, BH)
+    chunk = pid // blocks % chunks
+    b = pid // blocks // chunks
+    q = tl.arange(0, Q)
+    t = chunk * Q + q
+    present = h < heads
+    inside = (t < length)[:, None] & present[None, :]
+    at = (b * heads + h)[None, :] * (chunks * Q) + t[:, None]
+    decay = tl.load(da + at, mask=inside, other=0.0)
+    decay += tl.load(da_next + at - 1, mask=inside & (q > 0)[:, None], other=0.0)
+    step = tl.load(size + at, mask=inside, other=0.0)
+    grad = tl.load(dsize + at, mask=inside, other=0.0)
+    grad += decay * tl.load(A + h, mask=present, other=0.0)[None, :]
+    raw = tl.load(dt + b * dt_batch + t[:, None] * dt_time + h[None, :] * dt_head, mask=inside, other=0.0)
+    raw = raw.to(tl.float32)
+    if HAS_BIAS:
+        raw += tl.load(bias + h, mask=present, other=0.0)[None, :]
+    softened = raw
+    if SOFTPLUS:
+        softened = softplus(raw)
+    grad = tl.where((softened < dt_min) | (softened > dt_max), 0.0, grad)
+    if SOFTPLUS:
+        e = tl.exp(-tl.abs(raw))
+        grad *= tl.where(raw > 20.0, 1.0, tl.where(raw > 0, 1.0, e) / (1.0 + e))
+    tl.store(ddt + ((b * length + t)[:, None] * heads + h[None, :]), grad.to(ddt.dtype.element_ty), mask=inside)
+    share = (b * chunks + chunk) * heads + h
+    tl.store(dA + share, tl.sum(decay * step, axis=0), mask=present)
+    if HAS_BIAS:
+        tl.store(dbias + share, tl.sum(grad, axis=0), mask=present)
