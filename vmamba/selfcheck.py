@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vmamba_kernels import cross_merge, cross_scan, scan_order, selective_scan
+from vmamba_kernels import cross_merge, cross_scan, scan_order, selective_scan, ssd
 from vmamba_kernels.ss2d import ss2d
 
 TOLERANCE = 1e-5
@@ -42,6 +42,20 @@ def _ss2d_tensors() -> dict[str, Tensor]:
     }
 
 
+def _ssd_tensors() -> dict[str, Tensor]:
+    """x, dt, A, B, C, D, dt_bias of an odd size: 2 sequences of 70 steps, 4 heads of 5, 2 groups, 3 states."""
+    batch, length, heads, width, groups, states = 2, 70, 4, 5, 2, 3
+    return {
+        "x": torch.randn(batch, length, heads, width),
+        "dt": torch.randn(batch, length, heads) - 1,
+        "A": -torch.rand(heads) - 0.1,
+        "B": torch.randn(batch, length, groups, states),
+        "C": torch.randn(batch, length, groups, states),
+        "D": torch.randn(heads, width),
+        "dt_bias": torch.randn(heads),
+    }
+
+
 def _cross_scan_by_index(x: Tensor) -> Tensor:
     positions = scan_order("cross2d", *x.shape[-2:]).to(x.device)
     return torch.stack([x.flatten(2)[..., row] for row in positions], 1)
@@ -68,10 +82,17 @@ def _ss2d(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
     return ss2d(*tensors.values(), backend=backend)
 
 
+def _ssd(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
+    out = ssd(*tensors.values(), backend=backend)
+    assert isinstance(out, Tensor)
+    return out
+
+
 CASES: dict[str, tuple[Callable[[], dict[str, Tensor]], Case]] = {
     "selective_scan": (_scan_tensors, _scan),
     "cross_scan": (lambda: {"x": torch.randn(2, 3, 5, 7)}, _round_trip),
     "ss2d": (_ss2d_tensors, _ss2d),
+    "ssd": (_ssd_tensors, _ssd),
 }
 
 

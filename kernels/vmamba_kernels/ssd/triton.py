@@ -1,9 +1,9 @@
 """The state-space dual scan on a GPU, by the portable kernels of `triton_kernels.py`.
 
-Three launches make the forward: what each chunk adds to the state, the recurrence over the chunks, the outputs. The
-backward repeats the first two, runs the recurrence of the gradients back, and makes all gradients of a chunk in one
-program, which keeps the sums over the heads of a group in registers: there are no atomics, and sums over chunks and
-images are taken by PyTorch, so the results are the same bits every time.
+The forward makes the step sizes and sums of the decay, what each chunk adds to the state, the recurrence over the chunks,
+and the outputs. The backward repeats the first three, runs the recurrence of the gradients back, and makes the gradients
+of each chunk by head and by group; sums over the heads of a group are kept in registers. There are no atomics, and sums
+over chunks and images are taken by PyTorch, so the results are the same bits every time.
 
 Sequences are read where they are if their last axis is dense, and copied otherwise. float64 is not served.
 """
@@ -18,7 +18,8 @@ from triton import cdiv, next_power_of_2
 
 from .triton_kernels import (
     chunk_states_kernel,
-    gradients_kernel,
+    group_gradients_kernel,
+    head_gradients_kernel,
     outputs_kernel,
     pass_states_kernel,
     step_gradients_kernel,
@@ -39,8 +40,6 @@ class _Shape(NamedTuple):
     width: int
     d_state: int
     Q: int
-    BP: int
-    BN: int
     BH: int
 
     @property
@@ -59,22 +58,27 @@ class _Shape(NamedTuple):
 
 
 def _shape(x: Tensor, B: Tensor, chunk: int) -> _Shape:
-    """Sizes and tiles. A chunk is a power of 2 from 16 to 64, and shorter for many states, to stay in registers."""
+    """The sizes; a chunk is a power of 2 from 16 to 64 steps, so that its squares stay in registers."""
     batch, length, heads, width = x.shape
     groups, d_state = B.shape[2:]
-    BN = max(16, next_power_of_2(d_state))
-    longest = 64 if BN <= 64 else 4096 // BN
-    Q = min(longest, max(16, next_power_of_2(min(chunk, length))))
-    BP = min(64 if BN <= 64 else 32, max(16, next_power_of_2(width)))
-    BH = min(16, next_power_of_2(heads))
-    return _Shape(batch, length, cdiv(length, Q), heads, groups, width, d_state, Q, BP, BN, BH)
+    Q = min(64, max(16, next_power_of_2(min(chunk, length))))
+    return _Shape(batch, length, cdiv(length, Q), heads, groups, width, d_state, Q, min(16, next_power_of_2(heads)))
 
 
-def _precision(x: Tensor) -> str:
-    """Of the products: float32, by three products of tensor cores for half types, or one where PyTorch is allowed it."""
-    if torch.get_float32_matmul_precision() != "highest":
-        return "tf32"
-    return "ieee" if x.dtype is torch.float32 else "tf32x3"
+def _tiles(s: _Shape, BP: int, BN: int) -> dict[str, Any]:
+    """Tiles of at most BP channels and BN states, how products are taken, and the threads for them.
+
+    Products are exact float32, or by tensor cores in TF32 where `torch.set_float32_matmul_precision` allows it.
+    """
+    precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    fitted = {name: min(most, max(16, next_power_of_2(size))) for name, most, size in (("BP", BP, s.width),
+              ("BN", BN, s.d_state))}  # fmt: skip
+    return {"PRECISION": precision, "Q": s.Q, **fitted, "num_warps": 8 if s.Q == 64 else 4, "num_stages": 1}
+
+
+def _programs(s: _Shape) -> int:
+    """Programs that share the chunks, each with some heads of a group."""
+    return s.batch * s.chunks * (s.heads // s.per_program)
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -107,15 +111,17 @@ def _steps(dt: Tensor, A: Tensor, dt_bias: Tensor | None, limits: tuple[Any, ...
 
 
 def _states(
-    value: Tensor, projection: Tensor, steps: _Steps, first: Tensor | None, s: _Shape, precision: str, reverse: bool
+    value: Tensor, projection: Tensor, steps: _Steps, first: Tensor | None, s: _Shape, reverse: bool
 ) -> tuple[Tensor, Tensor]:
     """The states [B, c, H, P, N] before each chunk and the last; reversed, the gradients after each and of the first."""
     states = steps.size.new_empty(s.batch, s.chunks, s.heads, s.width, s.d_state)
     last = steps.size.new_empty(s.batch, s.heads, s.width, s.d_state)
-    chunk_states_kernel[(s.batch * s.chunks * s.heads * cdiv(s.width, s.BP),)](
+    tiles = _tiles(s, 32, 32)
+    per_state = cdiv(s.width, tiles["BP"]) * cdiv(s.d_state, tiles["BN"])
+    chunk_states_kernel[(s.batch * s.chunks * s.heads * per_state,)](
         value, projection, *steps, states,
         *_strides(value), *_strides(projection), s.length, s.chunks, s.heads, s.per_group, s.width, s.d_state,
-        TO_END=not reverse, PRECISION=precision, Q=s.Q, BP=s.BP, BN=s.BN, num_stages=1,
+        TO_END=not reverse, **tiles,
     )  # fmt: skip
     numel = s.width * s.d_state
     pass_states_kernel[(s.batch * s.heads * cdiv(numel, _STATE_BLOCK),)](
@@ -142,7 +148,7 @@ def forward(
     chunk: int,
 ) -> tuple[Tensor, Tensor]:
     """Output [B, L, H, P] and last state [B, H, P, N]."""
-    s, precision = _shape(x, B, chunk), _precision(x)
+    s = _shape(x, B, chunk)
     y = x.new_empty(x.shape, dtype=out_dtype)
     if s.batch == 0:
         return y, A.new_empty(0, s.heads, s.width, s.d_state)
@@ -150,12 +156,12 @@ def forward(
     dt_bias = None if dt_bias is None else dt_bias.contiguous()
     with torch.cuda.device_of(x):
         steps = _steps(dt, A, dt_bias, (dt_softplus, dt_min, dt_max), s)
-        states, last = _states(x, B, steps, initial_states, s, precision, reverse=False)
-        outputs_kernel[(s.batch * s.chunks * (s.heads // s.per_program),)](
+        states, last = _states(x, B, steps, initial_states, s, reverse=False)
+        outputs_kernel[(_programs(s),)](
             x, B, C, x if D is None else D.contiguous(), *steps, states, y,
             *_strides(x), *_strides(B), *_strides(C),
             s.length, s.chunks, s.heads, s.per_group, s.per_program, s.width, s.d_state,
-            HAS_D=D is not None, PRECISION=precision, Q=s.Q, BP=s.BP, BN=s.BN, num_stages=1,
+            HAS_D=D is not None, **_tiles(s, 32, 32),
         )  # fmt: skip
     return y, last
 
@@ -177,7 +183,7 @@ def backward(
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, dt, A, B, C, D, dt_bias, initial_states (the last three empty if absent)."""
-    s, precision = _shape(x, B, chunk), _precision(x)
+    s = _shape(x, B, chunk)
     dx, ddt, dA = x.new_empty(x.shape), dt.new_empty(dt.shape), A.new_zeros(A.shape)
     dD, dbias, dinitial = (A.new_zeros(0 if t is None else t.shape) for t in (D, dt_bias, initial_states))
     if s.batch == 0:
@@ -193,15 +199,19 @@ def backward(
 
     with torch.cuda.device_of(x):
         steps = _steps(dt, A, dt_bias, limits, s)
-        states, _ = _states(x, B, steps, initial_states, s, precision, reverse=False)
-        grads, dfirst = _states(dy, C, steps, dlast, s, precision, reverse=True)
+        states, _ = _states(x, B, steps, initial_states, s, reverse=False)
+        grads, dfirst = _states(dy, C, steps, dlast, s, reverse=True)
         dsize, da, da_next = (torch.empty_like(steps.size) for _ in range(3))
-        gradients_kernel[(s.batch * s.chunks * (s.heads // s.per_program),)](
-            dy, x, B, C, x if D is None else D.contiguous(), *steps, states, grads,
-            dx, dB, dC, dD_shares, dsize, da, da_next,
-            *_strides(dy), *_strides(x), *_strides(B), *_strides(C),
-            s.length, s.chunks, s.heads, s.groups, s.per_group, s.per_program, s.width, s.d_state,
-            HAS_D=D is not None, PRECISION=precision, Q=s.Q, BP=s.BP, BN=s.BN, num_stages=1, num_warps=8,
+        given = (*_strides(dy), *_strides(x), *_strides(B), *_strides(C), s.length, s.chunks, s.heads)
+        head_gradients_kernel[(_programs(s),)](
+            dy, x, B, C, x if D is None else D.contiguous(), *steps, states, grads, dx, dD_shares, dsize, da, da_next,
+            *given, s.per_group, s.per_program, s.width, s.d_state,
+            HAS_D=D is not None, **_tiles(s, 16, 32),
+        )  # fmt: skip
+        tiles = _tiles(s, 16, 16)
+        group_gradients_kernel[(_programs(s) * cdiv(s.d_state, tiles["BN"]),)](
+            dy, x, B, C, *steps, states, grads, dB, dC,
+            *given, s.groups, s.per_group, s.per_program, s.width, s.d_state, **tiles,
         )  # fmt: skip
         step_gradients_kernel[(s.batch * s.chunks * cdiv(s.heads, s.BH),)](
             dt, A if dt_bias is None else dt_bias, A, steps.size, dsize, da, da_next, ddt, *shares,

@@ -80,12 +80,13 @@ def chunk_states_kernel(
     TO_END: the forward, with weight s exp(cs_Q - cs); else the gradient of the state before, with weight exp(cs).
     """
     pid = tl.program_id(0).to(tl.int64)
-    tiles = tl.cdiv(P, BP)
-    p = pid % tiles * BP + tl.arange(0, BP)
+    columns = tl.cdiv(N, BN)
+    tiles = tl.cdiv(P, BP) * columns
+    n = pid % columns * BN + tl.arange(0, BN)
+    p = pid % tiles // columns * BP + tl.arange(0, BP)
     h = pid // tiles % heads
     chunk = pid // tiles // heads % chunks
     b = pid // tiles // heads // chunks
-    n = tl.arange(0, BN)
     t = chunk * Q + tl.arange(0, Q)
     inside = t < length
     v = load_rows(value + b * value_batch + h * value_head, value_time, t, inside, p, P)
@@ -131,6 +132,36 @@ def pass_states_kernel(
 
 
 @triton.jit
+def decays_within(high, low, at, t):
+    """exp(cs_t - cs_s) [Q, Q] for s <= t, else 0."""
+    cs, cs_low = tl.load(high + at), tl.load(low + at)
+    decays = tl.exp((cs[:, None] - cs[None, :]) + (cs_low[:, None] - cs_low[None, :]))
+    return tl.where(t[:, None] >= t[None, :], decays, 0.0)
+
+
+@triton.jit
+def products_within(
+    from_B, from_C, B_time, C_time, t, inside, N,
+    PRECISION: tl.constexpr, Q: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """C B^T [Q, Q], by tiles of the states."""
+    products = tl.zeros([Q, Q], dtype=tl.float32)
+    for first in range(0, N, BN):
+        n = first + tl.arange(0, BN)
+        wide_B = load_rows(from_B, B_time, t, inside, n, N)
+        wide_C = load_rows(from_C, C_time, t, inside, n, N)
+        products = tl.dot(wide_C, tl.trans(wide_B), products, input_precision=PRECISION)
+    return products
+
+
+@triton.jit
+def load_state(states, row, p, n, P, N):
+    """The tile [BP, BN] of a state that starts at a row of N numbers."""
+    mask = (p < P)[:, None] & (n < N)[None, :]
+    return tl.load(states + (row + p)[:, None] * N + n[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
 def outputs_kernel(
     x, B, C, D, size, high, low, states, y,
     x_batch, x_time, x_head, B_batch, B_time, B_group, C_batch, C_time, C_group,
@@ -143,27 +174,25 @@ def outputs_kernel(
     head = pid % programs * per_program
     chunk = pid // programs % chunks
     b = pid // programs // chunks
-    group = head // per_group
-    n = tl.arange(0, BN)
     t = chunk * Q + tl.arange(0, Q)
     inside = t < length
-    wide_B = load_rows(B + b * B_batch + group * B_group, B_time, t, inside, n, N)
-    wide_C = load_rows(C + b * C_batch + group * C_group, C_time, t, inside, n, N)
-    products = tl.dot(wide_C, tl.trans(wide_B), input_precision=PRECISION)
-    past = t[:, None] >= t[None, :]
+    from_B = B + b * B_batch + head // per_group * B_group
+    from_C = C + b * C_batch + head // per_group * C_group
+    products = products_within(from_B, from_C, B_time, C_time, t, inside, N, PRECISION, Q, BN)
     for h in range(head, head + per_program):
         at = (b * heads + h) * (chunks * Q) + t
-        cs, cs_low, step = tl.load(high + at), tl.load(low + at), tl.load(size + at)
-        decays = tl.exp((cs[:, None] - cs[None, :]) + (cs_low[:, None] - cs_low[None, :]))
-        weights = tl.where(past, products * decays, 0.0)
-        from_start = tl.exp(cs)
+        weights = products * decays_within(high, low, at, t)
         for tile in range(tl.cdiv(P, BP)):
             p = tile * BP + tl.arange(0, BP)
+            out = tl.zeros([Q, BP], dtype=tl.float32)
+            for first in range(0, N, BN):
+                n = first + tl.arange(0, BN)
+                before = load_state(states, ((b * chunks + chunk) * heads + h) * P, p, n, P, N)
+                wide_C = load_rows(from_C, C_time, t, inside, n, N)
+                out = tl.dot(wide_C, tl.trans(before), out, input_precision=PRECISION)
+            out *= tl.exp(tl.load(high + at))[:, None]
             wide_x = load_rows(x + b * x_batch + h * x_head, x_time, t, inside, p, P)
-            out = tl.dot(weights, wide_x * step[:, None], input_precision=PRECISION)
-            state_at = (((b * chunks + chunk) * heads + h) * P + p)[None, :] * N + n[:, None]
-            before = tl.load(states + state_at, mask=(p < P)[None, :] & (n < N)[:, None], other=0.0)  # [BN, BP]
-            out += from_start[:, None] * tl.dot(wide_C, before, input_precision=PRECISION)
+            out = tl.dot(weights, wide_x * tl.load(size + at)[:, None], out, input_precision=PRECISION)
             if HAS_D:
                 out += tl.load(D + h * P + p, mask=p < P, other=0.0)[None, :] * wide_x
             y_at = ((b * length + t) * heads + h)[:, None] * P + p[None, :]
@@ -171,74 +200,59 @@ def outputs_kernel(
 
 
 @triton.jit
-def gradients_kernel(
-    dy, x, B, C, D, size, high, low, states, grads, dx, dB, dC, dD, dsize, da, da_next,
+def head_gradients_kernel(
+    dy, x, B, C, D, size, high, low, states, grads, dx, dD, dsize, da, da_next,
     dy_batch, dy_time, dy_head, x_batch, x_time, x_head, B_batch, B_time, B_group, C_batch, C_time, C_group,
-    length, chunks, heads, groups, per_group, per_program, P, N,
+    length, chunks, heads, per_group, per_program, P, N,
     HAS_D: tl.constexpr, PRECISION: tl.constexpr, Q: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of one chunk of `per_program` heads of one group.
+    """The gradients that belong to a head, of one chunk of `per_program` heads of one group.
 
-    dB and dC [B, splits, L, G, N] are sums over these heads. The gradient of the logarithm of the decay comes in two
-    parts, `da` of step t and `da_next` of step t + 1, which `step_gradients_kernel` adds. dD [B, c, H, P] is by chunk.
+    The gradient of the logarithm of the decay comes in two parts, `da` of step t and `da_next` of step t + 1, which
+    `step_gradients_kernel` adds. dD [B, c, H, P] is by chunk.
     """
     pid = tl.program_id(0).to(tl.int64)
     programs = heads // per_program
     head = pid % programs * per_program
     chunk = pid // programs % chunks
     b = pid // programs // chunks
-    group = head // per_group
-    n = tl.arange(0, BN)
-    q = tl.arange(0, Q)
-    t = chunk * Q + q
+    t = chunk * Q + tl.arange(0, Q)
     inside = t < length
-    wide_B = load_rows(B + b * B_batch + group * B_group, B_time, t, inside, n, N)
-    wide_C = load_rows(C + b * C_batch + group * C_group, C_time, t, inside, n, N)
-    products = tl.dot(wide_C, tl.trans(wide_B), input_precision=PRECISION)
-    past = t[:, None] >= t[None, :]
-    dproducts = tl.zeros([Q, Q], dtype=tl.float32)
-    dB_sum = tl.zeros([Q, BN], dtype=tl.float32)
-    dC_sum = tl.zeros([Q, BN], dtype=tl.float32)
+    from_B = B + b * B_batch + head // per_group * B_group
+    from_C = C + b * C_batch + head // per_group * C_group
+    products = products_within(from_B, from_C, B_time, C_time, t, inside, N, PRECISION, Q, BN)
     for h in range(head, head + per_program):
         line = (b * heads + h) * (chunks * Q)
         at = line + t
-        cs, cs_low, step = tl.load(high + at), tl.load(low + at), tl.load(size + at)
-        end, end_low = tl.load(high + line + chunk * Q + Q - 1), tl.load(low + line + chunk * Q + Q - 1)
-        decays = tl.exp((cs[:, None] - cs[None, :]) + (cs_low[:, None] - cs_low[None, :]))
-        decays = tl.where(past, decays, 0.0)
-        weights = tl.trans(products * decays)
-        from_start = tl.exp(cs)
-        to_end = tl.exp((end - cs) + (end_low - cs_low))
+        end = line + chunk * Q + Q - 1
+        weights = products * decays_within(high, low, at, t)
+        step = tl.load(size + at)
         pairs = tl.zeros([Q, Q], dtype=tl.float32)
-        pushed_sum = tl.zeros([Q], dtype=tl.float32)
-        gained_sum = tl.zeros([Q], dtype=tl.float32)
+        pushed = tl.zeros([Q], dtype=tl.float32)
+        gained = tl.zeros([Q], dtype=tl.float32)
         dstep = tl.zeros([Q], dtype=tl.float32)
         through = 0.0
         for tile in range(tl.cdiv(P, BP)):
             p = tile * BP + tl.arange(0, BP)
-            written = inside[:, None] & (p < P)[None, :]
-            wide_x = load_rows(x + b * x_batch + h * x_head, x_time, t, inside, p, P)
+            carried = tl.zeros([Q, BP], dtype=tl.float32)
+            pulled = tl.zeros([Q, BP], dtype=tl.float32)
+            for first in range(0, N, BN):
+                n = first + tl.arange(0, BN)
+                before = load_state(states, ((b * chunks + chunk) * heads + h) * P, p, n, P, N)
+                after = load_state(grads, ((b * chunks + chunk) * heads + h) * P, p, n, P, N)
+                through += tl.sum(tl.sum(before * after, axis=1), axis=0)
+                wide_C = load_rows(from_C, C_time, t, inside, n, N)
+                carried = tl.dot(wide_C, tl.trans(before), carried, input_precision=PRECISION)
+                wide_B = load_rows(from_B, B_time, t, inside, n, N)
+                pulled = tl.dot(wide_B, tl.trans(after), pulled, input_precision=PRECISION)
             wide_dy = load_rows(dy + b * dy_batch + h * dy_head, dy_time, t, inside, p, P)
-            state_at = (((b * chunks + chunk) * heads + h) * P + p)[:, None] * N + n[None, :]
-            state_mask = (p < P)[:, None] & (n < N)[None, :]
-            before = tl.load(states + state_at, mask=state_mask, other=0.0)  # [BP, BN]
-            after = tl.load(grads + state_at, mask=state_mask, other=0.0)
-            u = wide_x * step[:, None]
-
-            dweights = tl.dot(wide_dy, tl.trans(u), input_precision=PRECISION) * decays
-            dproducts += dweights
-            pairs += dweights
-            pushed = wide_dy * from_start[:, None]
-            gained = u * to_end[:, None]
-            carried = tl.dot(wide_C, tl.trans(before), input_precision=PRECISION)
-            pulled = tl.dot(wide_B, tl.trans(after), input_precision=PRECISION)
-            dC_sum += tl.dot(pushed, before, input_precision=PRECISION)
-            dB_sum += tl.dot(gained, after, input_precision=PRECISION)
-            pushed_sum += tl.sum(pushed * carried, axis=1)
-            gained_sum += tl.sum(gained * pulled, axis=1)
-            through += tl.sum(tl.sum(before * after, axis=1), axis=0)
-
-            du = tl.dot(weights, wide_dy, input_precision=PRECISION) + to_end[:, None] * pulled
+            pushed += tl.sum(wide_dy * carried, axis=1)
+            to_end = tl.exp((tl.load(high + end) - tl.load(high + at)) + (tl.load(low + end) - tl.load(low + at)))
+            pulled *= to_end[:, None]
+            wide_x = load_rows(x + b * x_batch + h * x_head, x_time, t, inside, p, P)
+            gained += tl.sum(wide_x * pulled, axis=1)
+            pairs = tl.dot(wide_dy, tl.trans(wide_x * step[:, None]), pairs, input_precision=PRECISION)
+            du = tl.dot(tl.trans(weights), wide_dy, pulled, input_precision=PRECISION)
             dstep += tl.sum(du * wide_x, axis=1)
             du *= step[:, None]
             if HAS_D:
@@ -246,21 +260,64 @@ def gradients_kernel(
                 dD_at = ((b * chunks + chunk) * heads + h) * P + p
                 tl.store(dD + dD_at, tl.sum(wide_dy * wide_x, axis=0), mask=p < P)
             dx_at = ((b * length + t) * heads + h)[:, None] * P + p[None, :]
-            tl.store(dx + dx_at, du.to(dx.dtype.element_ty), mask=written)
+            tl.store(dx + dx_at, du.to(dx.dtype.element_ty), mask=inside[:, None] & (p < P)[None, :])
 
-        ahead = tl.cumsum(pairs * products, axis=1)
-        ahead = tl.sum(tl.where(t[:, None] > t[None, :], ahead, 0.0), axis=0) + tl.cumsum(gained_sum, axis=0)
+        ahead = tl.cumsum(pairs * weights, axis=1)
+        ahead = tl.sum(tl.where(t[:, None] > t[None, :], ahead, 0.0), axis=0) + tl.cumsum(gained * step, axis=0)
         tl.store(da_next + at, ahead)
-        tl.store(da + at, tl.cumsum(pushed_sum, axis=0, reverse=True) + tl.exp(end) * through)
+        pushed = tl.cumsum(pushed * tl.exp(tl.load(high + at)), axis=0, reverse=True)
+        tl.store(da + at, pushed + tl.exp(tl.load(high + end)) * through)
         tl.store(dsize + at, dstep)
 
-    dC_sum += tl.dot(dproducts, wide_B, input_precision=PRECISION)
-    dB_sum += tl.dot(tl.trans(dproducts), wide_C, input_precision=PRECISION)
+
+@triton.jit
+def group_gradients_kernel(
+    dy, x, B, C, size, high, low, states, grads, dB, dC,
+    dy_batch, dy_time, dy_head, x_batch, x_time, x_head, B_batch, B_time, B_group, C_batch, C_time, C_group,
+    length, chunks, heads, groups, per_group, per_program, P, N,
+    PRECISION: tl.constexpr, Q: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """dB and dC [B, splits, L, G, N] of one chunk and BN states: sums over `per_program` heads of one group."""
+    pid = tl.program_id(0).to(tl.int64)
+    columns = tl.cdiv(N, BN)
+    n = pid % columns * BN + tl.arange(0, BN)
+    programs = heads // per_program
+    head = pid // columns % programs * per_program
+    chunk = pid // columns // programs % chunks
+    b = pid // columns // programs // chunks
+    group = head // per_group
+    t = chunk * Q + tl.arange(0, Q)
+    inside = t < length
+    dproducts = tl.zeros([Q, Q], dtype=tl.float32)
+    dB_sum = tl.zeros([Q, BN], dtype=tl.float32)
+    dC_sum = tl.zeros([Q, BN], dtype=tl.float32)
+    for h in range(head, head + per_program):
+        line = (b * heads + h) * (chunks * Q)
+        at = line + t
+        end = line + chunk * Q + Q - 1
+        pairs = tl.zeros([Q, Q], dtype=tl.float32)
+        for tile in range(tl.cdiv(P, BP)):
+            p = tile * BP + tl.arange(0, BP)
+            wide_dy = load_rows(dy + b * dy_batch + h * dy_head, dy_time, t, inside, p, P)
+            u = load_rows(x + b * x_batch + h * x_head, x_time, t, inside, p, P) * tl.load(size + at)[:, None]
+            pairs = tl.dot(wide_dy, tl.trans(u), pairs, input_precision=PRECISION)
+            before = load_state(states, ((b * chunks + chunk) * heads + h) * P, p, n, P, N)
+            pushed = wide_dy * tl.exp(tl.load(high + at))[:, None]
+            dC_sum = tl.dot(pushed, before, dC_sum, input_precision=PRECISION)
+            to_end = tl.exp((tl.load(high + end) - tl.load(high + at)) + (tl.load(low + end) - tl.load(low + at)))
+            after = load_state(grads, ((b * chunks + chunk) * heads + h) * P, p, n, P, N)
+            dB_sum = tl.dot(u * to_end[:, None], after, dB_sum, input_precision=PRECISION)
+        dproducts += pairs * decays_within(high, low, at, t)
     split = head % per_group // per_program
     row = ((b * (per_group // per_program) + split) * length + t) * groups + group
-    projected = inside[:, None] & (n < N)[None, :]
-    tl.store(dB + row[:, None] * N + n[None, :], dB_sum.to(dB.dtype.element_ty), mask=projected)
-    tl.store(dC + row[:, None] * N + n[None, :], dC_sum.to(dC.dtype.element_ty), mask=projected)
+    out_at = row[:, None] * N + n[None, :]
+    out_mask = inside[:, None] & (n < N)[None, :]
+    wide_B = load_rows(B + b * B_batch + group * B_group, B_time, t, inside, n, N)
+    dC_sum = tl.dot(dproducts, wide_B, dC_sum, input_precision=PRECISION)
+    tl.store(dC + out_at, dC_sum.to(dC.dtype.element_ty), mask=out_mask)
+    wide_C = load_rows(C + b * C_batch + group * C_group, C_time, t, inside, n, N)
+    dB_sum = tl.dot(tl.trans(dproducts), wide_C, dB_sum, input_precision=PRECISION)
+    tl.store(dB + out_at, dB_sum.to(dB.dtype.element_ty), mask=out_mask)
 
 
 @triton.jit
