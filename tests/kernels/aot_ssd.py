@@ -1,4 +1,4 @@
-"""The Triton kernels of ssd as they are launched for VMamba's mamba2 models and, "WIDE", for heads of 32 channels or more."""
+"""The Triton kernels of ssd as they are launched for VMamba's mamba2 models; WIDE: heads of 32 channels and more."""
 
 from __future__ import annotations
 
@@ -61,6 +61,8 @@ def _group_gradients(dtype: str, tiles: dict, **gates) -> AotKernel:
     return _kernel("group_gradients_kernel", pointers, numbers, tiles, num_warps=8, **gates)
 
 
+_PASS_ARGUMENTS = dict.fromkeys(["states", "first", "last", "high"], "*fp32")
+_PASS_ARGUMENTS |= dict.fromkeys(["chunks", "heads", "numel"], "i32")
 _PASS = {"REVERSE": False, "HAS_FIRST": False, "Q": 64, "BLOCK": 256}
 _STEP_OUTPUTS = dict.fromkeys(["size", "dsize", "da", "da_next"], "*fp32") | {"ddt": "*bf16"}
 _STEP_OUTPUTS |= {"dA": "*fp32", "dbias": "*fp32"}
@@ -73,7 +75,7 @@ KERNELS = [
     _steps("step_gradients_kernel", "*bf16", _STEP_OUTPUTS, registers=96),
     AotKernel(
         f"{MODULE}:pass_states_kernel",
-        dict.fromkeys(["states", "first", "last", "high"], "*fp32") | dict.fromkeys(["chunks", "heads", "numel"], "i32"),
+        _PASS_ARGUMENTS,
         _PASS,
         registers=48,
         divisible=("numel",),

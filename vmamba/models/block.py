@@ -19,8 +19,8 @@ from .ss2d_mamba2 import SS2DMamba2
 class VSSBlock(nn.Module):
     """x + DropPath(op(norm(x))), then x + DropPath(mlp(norm2(x))); with `post_norm` the norms follow op and mlp.
 
-    ssm_ratio 0 removes the first branch and its parameters, mlp_ratio 0 the second. With SS2D as the mixer, a forward_type
-    of mamba2 ("m0") takes SS2DMamba2 instead.
+    ssm_ratio 0 removes the first branch and its parameters, mlp_ratio 0 the second. Where the mixer is SS2D, the
+    forward_type "m0" takes SS2DMamba2 instead.
     """
 
     def __init__(

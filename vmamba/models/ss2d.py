@@ -85,8 +85,8 @@ class SS2D(nn.Module):
         self.options = parse_forward_type(forward_type)
         if self.options.ssd != self.ssd:
             raise UserError(
-                f"forward_type: {forward_type!r} is not one of {type(self).__name__}; SS2D takes the versions 'v...' and "
-                "SS2DMamba2 'm0'"
+                f"forward_type: {forward_type!r} is not for {type(self).__name__}; SS2D takes the versions 'v...', "
+                "SS2DMamba2 takes 'm0'"
             )
         self.initialize = find("ssm_init", initialize, self.initialisations)
         self.dt_init = (dt_min, dt_max, find("dt_init", dt_init, ("random", "constant")), dt_scale, dt_init_floor)

@@ -6,8 +6,8 @@ With cs_t the sum of a_r = s_r A up to step t of a chunk of Q steps, u_s = s_s x
     y    = W u + exp(cs) * (C H^T)
     H'   = exp(cs_Q) H + (exp(cs_Q - cs) * u)^T B        the state after it
 
-Every exponential is taken of a difference of sums, never as a ratio of exponentials, so that any decay stays finite. The
-sums are made in float64 and kept as two float32 numbers: a difference of close sums is then exact to float32, even
+Every exponential is taken of a difference of sums, never as a ratio of exponentials, so that any decay stays finite.
+The sums are made in float64 and kept as two float32 numbers: a difference of close sums is then exact to float32, even
 after steps of huge decay. Steps of size 0, which change nothing, fill up the last chunk.
 
 Shapes: B batch, c chunks of Q steps, G groups of R = H / G heads of width P, N states; m = chunks of all images.

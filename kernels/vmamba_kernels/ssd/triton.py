@@ -1,9 +1,9 @@
 """The state-space dual scan on a GPU, by the portable kernels of `triton_kernels.py`.
 
-The forward makes the step sizes and sums of the decay, what each chunk adds to the state, the recurrence over the chunks,
-and the outputs. The backward repeats the first three, runs the recurrence of the gradients back, and makes the gradients
-of each chunk by head and by group; sums over the heads of a group are kept in registers. There are no atomics, and sums
-over chunks and images are taken by PyTorch, so the results are the same bits every time.
+The forward makes the step sizes and sums of the decay, what each chunk adds to the state, the recurrence over the
+chunks, and the outputs. The backward repeats the first three, runs the recurrence of the gradients back, and makes the
+gradients of each chunk by head and by group; sums over the heads of a group are kept in registers. There are no
+atomics, and sums over chunks and images are taken by PyTorch, so the results are the same bits every time.
 
 Sequences are read where they are if their last axis is dense, and copied otherwise. float64 is not served.
 """
@@ -113,7 +113,7 @@ def _steps(dt: Tensor, A: Tensor, dt_bias: Tensor | None, limits: tuple[Any, ...
 def _states(
     value: Tensor, projection: Tensor, steps: _Steps, first: Tensor | None, s: _Shape, reverse: bool
 ) -> tuple[Tensor, Tensor]:
-    """The states [B, c, H, P, N] before each chunk and the last; reversed, the gradients after each and of the first."""
+    """The states [B, c, H, P, N] before each chunk and the last; reversed, the gradients after each, of the first."""
     states = steps.size.new_empty(s.batch, s.chunks, s.heads, s.width, s.d_state)
     last = steps.size.new_empty(s.batch, s.heads, s.width, s.d_state)
     tiles = _tiles(s, 32, 32)

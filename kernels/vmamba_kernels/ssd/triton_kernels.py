@@ -1,7 +1,7 @@
 """The Triton kernels of the state-space dual scan: what one program of each computes.
 
-The names and formulas are those of `chunked.py`; Q steps of a chunk, tiles of BP channels and BN states that cover P and
-N. Sequences are stored as declared by their strides with the last axis dense; step sizes and sums of the decay as
+The names and formulas are those of `chunked.py`; Q steps of a chunk, tiles of BP channels and BN states that cover P
+and N. Sequences are stored as declared by their strides with the last axis dense; step sizes and sums of the decay as
 [B, H, c * Q] and states as [B, c, H, P, N], all dense, in float32. Everything is computed in float32.
 """
 
@@ -110,7 +110,7 @@ def pass_states_kernel(
     states, first, last, high, chunks, heads, numel,
     REVERSE: tl.constexpr, HAS_FIRST: tl.constexpr, Q: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The recurrence over the chunks, in place: what each adds becomes the state before it, or the gradient after it."""
+    """The recurrence over the chunks, in place: what each adds becomes the state before, or the gradient after it."""
     pid = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(numel, BLOCK)
     i = pid % blocks * BLOCK + tl.arange(0, BLOCK)
