@@ -42,7 +42,7 @@ def test_float32_matches_float64(run, case: Case) -> None:
     tensors = case.tensors(device=device)
     ours = scan(tensors, backend, **case.options)
     assert ours["y"].dtype is torch.float32
-    assert_close(ours, exact(tensors, **case.options), 3e-6)
+    assert_close(ours, exact(tensors, **case.options), 5e-6)
 
 
 @pytest.mark.parametrize("run", [TRITON, *CUDA])
