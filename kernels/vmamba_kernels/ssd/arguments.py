@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -49,15 +48,14 @@ def check(tensors: dict[str, Any]) -> None:
     if not 0 < d_state <= MAX_STATES:
         raise ValueError(f"B: expected 1 <= N <= {MAX_STATES} states, got {_shape(tensors['B'])} beside x {_shape(x)}")
     _agree("C", tensors, "B", tensors["C"].shape == tensors["B"].shape, "B's shape")
-    expected = {
-        "D": ((heads,), (heads, width)),
-        "z": ((batch, length, heads, width),),
-        "dt_bias": ((heads,),),
-        "initial_states": ((batch, heads, width, d_state),),
-    }
-    for name, shapes in expected.items():
+    full = (batch, length, heads, width)
+    shapes = {"z": full, "dt_bias": (heads,), "initial_states": (batch, heads, width, d_state)}
+    for name, shape in shapes.items():
         if tensors[name] is not None:
-            _agree(name, tensors, "x", _shape(tensors[name]) in shapes, f"{FORMS[name]} with x's sizes and B's N")
+            _agree(name, tensors, "x", tensors[name].shape == shape, f"{FORMS[name]} with x's sizes and B's N")
+    D = tensors["D"]
+    if D is not None:
+        _agree("D", tensors, "x", D.shape == (heads, width)[: D.dim()], "[H] or [H, P] with x's sizes")
 
     if x.dtype not in INPUT_DTYPES:
         raise ValueError(f"x: expected {', '.join(map(str, INPUT_DTYPES))}, got {x.dtype} {_shape(x)}")
@@ -75,13 +73,12 @@ def check(tensors: dict[str, Any]) -> None:
 
 def limits(dt_limit: Any) -> tuple[float, float]:
     """The bounds of the step size as two floats."""
-    try:
-        low, high = (float(bound) for bound in dt_limit)
-    except (TypeError, ValueError):
-        raise ValueError(f"dt_limit: expected two numbers (low, high), got {dt_limit!r}") from None
-    if math.isnan(low) or math.isnan(high) or low > high:
+    if not isinstance(dt_limit, (tuple, list)) or len(dt_limit) != 2:
+        raise ValueError(f"dt_limit: expected two numbers (low, high), got {dt_limit!r}")
+    low, high = dt_limit
+    if not low <= high:
         raise ValueError(f"dt_limit: expected low <= high, got {dt_limit!r}")
-    return low, high
+    return float(low), float(high)
 
 
 def chunk_length(chunk_size: Any) -> int:
