@@ -54,7 +54,7 @@ def test_the_kernels_match_float64(run, case: Case) -> None:
 
 
 @pytest.mark.parametrize("run", [TRITON, *CUDA])
-@pytest.mark.parametrize("enough", [1, 4])
+@pytest.mark.parametrize("enough", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_programs_that_take_several_heads_of_a_group(run, enough: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from vmamba_kernels.ssd import triton
 
@@ -128,9 +128,16 @@ def test_equals_the_selective_scan_with_A_shared_over_a_head(run) -> None:
         assert relative_error(a, b) <= 3e-6, name
 
 
-@pytest.mark.parametrize("run", BACKENDS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("float_out", [True, False], ids=["float32_out", "same_out"])
+def in_half(run, dtype: torch.dtype, float_out: bool):
+    name = f"{run.id}-{str(dtype)[6:]}-{'float32' if float_out else 'same'}_out"
+    return pytest.param(run.values[0], dtype, float_out, id=name, marks=run.marks)
+
+
+HALF_TYPES = [(dtype, out) for dtype in (torch.bfloat16, torch.float16) for out in (True, False)]
+IN_HALF = [in_half(run, *types) for run in PLAIN for types in HALF_TYPES] + [in_half(TRITON, torch.bfloat16, False)]
+
+
+@pytest.mark.parametrize("run, dtype, float_out", IN_HALF)
 def test_low_precision_is_no_worse_than_twice_the_reference(run, dtype: torch.dtype, float_out: bool) -> None:
     device, backend = run
     tensors = SMALL.tensors(dtype, device)

@@ -81,6 +81,11 @@ def _programs(s: _Shape) -> int:
     return s.batch * s.chunks * (s.heads // s.per_program)
 
 
+def _stored_as(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The type that kernels store results of `dtype` in: the interpreter cuts bfloat16 off, and does not round it."""
+    return torch.float32 if device.type == "cpu" and dtype is torch.bfloat16 else dtype
+
+
 def _dense(x: Tensor) -> Tensor:
     """`x` with its last axis dense."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
@@ -149,9 +154,9 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Output [B, L, H, P] and last state [B, H, P, N]."""
     s = _shape(x, B, chunk)
-    y = x.new_empty(x.shape, dtype=out_dtype)
+    y = x.new_empty(x.shape, dtype=_stored_as(out_dtype, x.device))
     if s.batch == 0:
-        return y, A.new_empty(0, s.heads, s.width, s.d_state)
+        return y.to(out_dtype), A.new_empty(0, s.heads, s.width, s.d_state)
     x, B, C, A = _dense(x), _dense(B), _dense(C), A.contiguous()
     dt_bias = None if dt_bias is None else dt_bias.contiguous()
     with torch.cuda.device_of(x):
@@ -163,7 +168,7 @@ def forward(
             s.length, s.chunks, s.heads, s.per_group, s.per_program, s.width, s.d_state,
             HAS_D=D is not None, **_tiles(s, 32, 32),
         )  # fmt: skip
-    return y, last
+    return y.to(out_dtype), last
 
 
 def backward(
@@ -184,15 +189,17 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, dt, A, B, C, D, dt_bias, initial_states (the last three empty if absent)."""
     s = _shape(x, B, chunk)
-    dx, ddt, dA = x.new_empty(x.shape), dt.new_empty(dt.shape), A.new_zeros(A.shape)
-    dD, dbias, dinitial = (A.new_zeros(0 if t is None else t.shape) for t in (D, dt_bias, initial_states))
     if s.batch == 0:
-        return dx, ddt, dA, B.new_empty(B.shape), C.new_empty(C.shape), dD, dbias, dinitial
+        dD, dbias, dinitial = (A.new_zeros(0 if t is None else t.shape) for t in (D, dt_bias, initial_states))
+        empty = (t.new_empty(t.shape) for t in (x, dt))
+        return *empty, torch.zeros_like(A), B.new_empty(B.shape), C.new_empty(C.shape), dD, dbias, dinitial
+    inputs_as = _stored_as(x.dtype, x.device)
+    dx, ddt = x.new_empty(x.shape, dtype=inputs_as), dt.new_empty(dt.shape, dtype=inputs_as)
     dy, x, B, C, A = _dense(dy), _dense(x), _dense(B), _dense(C), A.contiguous()
     dt_bias = None if dt_bias is None else dt_bias.contiguous()
     splits = s.per_group // s.per_program
-    of_projection = dict(dtype=B.dtype if splits == 1 else A.dtype)
-    dB, dC = (B.new_empty((s.batch, splits, *B.shape[1:]), **of_projection) for _ in range(2))
+    projection_as = inputs_as if splits == 1 else A.dtype
+    dB, dC = (B.new_empty((s.batch, splits, *B.shape[1:]), dtype=projection_as) for _ in range(2))
     dD_shares = A.new_empty((s.batch, s.chunks, s.heads, s.width) if D is not None else 0)
     shares = [A.new_empty(s.batch, s.chunks, s.heads) for _ in range(2)]
     limits = (dt_softplus, dt_min, dt_max)
@@ -218,14 +225,14 @@ def backward(
             *_strides(dt), s.length, s.chunks, s.heads, dt_min, dt_max,
             SOFTPLUS=dt_softplus, HAS_BIAS=dt_bias is not None, Q=s.Q, BH=s.BH, num_stages=1,
         )  # fmt: skip
-    dB, dC = (d[:, 0] if splits == 1 else d.sum(1).to(B.dtype) for d in (dB, dC))
+    dB, dC = ((d[:, 0] if splits == 1 else d.sum(1)).to(B.dtype) for d in (dB, dC))
     return (
-        dx,
-        ddt,
+        dx.to(x.dtype),
+        ddt.to(x.dtype),
         shares[0].sum((0, 1)),
         dB,
         dC,
-        dD if D is None else dD_shares.sum((0, 1)),
-        dbias if dt_bias is None else shares[1].sum((0, 1)),
-        dinitial if initial_states is None else dfirst,
+        A.new_empty(0) if D is None else dD_shares.sum((0, 1)),
+        A.new_empty(0) if dt_bias is None else shares[1].sum((0, 1)),
+        A.new_empty(0) if initial_states is None else dfirst,
     )
