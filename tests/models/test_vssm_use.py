@@ -40,6 +40,8 @@ OPTIONS = {
     "oncnorm": dict(forward_type="v05_oncnorm_noz"),
     "onsoftmax": dict(forward_type="v05_onsoftmax_noz"),
     "onsigmoid": dict(forward_type="v05_onsigmoid_noz"),
+    "m0": dict(forward_type="m0", ssm_init="v2", ssm_d_state=4),
+    "m0_noz_channel_last": dict(forward_type="m0_noz", ssm_init="v1", ssm_d_state=3, norm_layer="ln"),
     "activations": dict(ssm_act_layer="ReLU", mlp_act_layer="sigmoid", ssm_init="v1", ssm_dt_rank=3),
     "dropouts": dict(ssm_drop_rate=0.2, mlp_drop_rate=0.2, drop_rate=0.2, drop_path_rate=0.2),
 }

@@ -42,9 +42,7 @@ class SS2DMamba2(SS2D):
         forward_type: str | ForwardType = "m0_noz",
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            d_model, d_state, ssm_ratio, initialize=initialize, forward_type=forward_type, **kwargs
-        )
+        super().__init__(d_model, d_state, ssm_ratio, initialize=initialize, forward_type=forward_type, **kwargs)
 
     def _make_scan_parameters(self, **dd: Any) -> None:
         groups, heads = self.k_group, self.dt_rank
