@@ -199,7 +199,7 @@ BAD = [
     ("x", lambda t: t.numpy(), r"x: expected a tensor \[B, L, H, P\], got ndarray"),
     ("x", lambda t: t.to(torch.int64), r"x: expected torch.float32.*got torch.int64"),
     ("x", lambda t: t.to_sparse(), r"x: expected a strided tensor"),
-    ("dt", lambda t: t[:, :36], r"dt: expected \[B, L, H\] with x's sizes, got shape \(2, 36, 4\) beside x \(2, 37, 4, 5"),
+    ("dt", lambda t: t[:, :36], r"dt: expected \[B, L, H\] with x's sizes, got shape \(2, 36, 4\) beside x \(2, 37"),
     ("dt", lambda t: t.bfloat16(), r"dt: torch.bfloat16 \(2, 37, 4\) beside x torch.float32"),
     ("dt", lambda t: None, r"dt: expected a tensor \[B, L, H\], got NoneType"),
     ("A", lambda t: t[:3], r"A: expected \[H\] with x's heads, got shape \(3,\) beside x \(2, 37, 4, 5\)"),

@@ -1,4 +1,4 @@
-"""SS2DMamba2 against the text of its definition, written out with loops, for every option; and as the selective mixer."""
+"""SS2DMamba2 against the text of its definition, written out with loops, and against the selective mixer."""
 
 from __future__ import annotations
 

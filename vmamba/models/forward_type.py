@@ -24,8 +24,8 @@ class ForwardType:
     flip_back: in "cascade2d", put the reversed sequences back in order before the sum. The published models do not.
     backend: of `vmamba_kernels.ss2d` and `selective_scan`; None chooses by device.
     fused: scan by the one operator ss2d where it has a kernel; the plain operators give the same numbers, slower.
-    ssd: the state-space dual scan of mamba2, one decay for a head of channels, in place of the selective scan. The token
-        mixer is then SS2DMamba2, and `backend` one of `vmamba_kernels.ssd`.
+    ssd: the state-space dual scan of mamba2, one decay for a head of channels, in place of the selective scan. The
+        token mixer is then SS2DMamba2, and `backend` one of `vmamba_kernels.ssd`.
     """
 
     scan_order: str = "cross2d"
