@@ -91,8 +91,9 @@ def ssd(
         if backend == "triton" and x.dtype is torch.float64:
             raise ValueError(f"x: float64 {tuple(x.shape)} runs on 'chunked' and 'reference' only, not on 'triton'")
 
-    weights = dict(A=A, D=D, dt_bias=dt_bias, initial_states=initial_states)
-    A, D, dt_bias, initial_states = (None if w is None else widen(name, w, work) for name, w in weights.items())
+    A = widen("A", A, work)
+    optional = dict(D=D, dt_bias=dt_bias, initial_states=initial_states)
+    D, dt_bias, initial_states = (None if w is None else widen(name, w, work) for name, w in optional.items())
     if D is not None and D.dim() == 1:
         D = D[:, None].expand(-1, x.shape[3])
     inputs = (x, dt, A, B, C, D, dt_bias, initial_states)

@@ -38,13 +38,13 @@ def _implementation(x: Tensor, backend: str, direction: str) -> Callable[..., An
 
 
 def _forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    *arguments, backend = arguments
-    return _implementation(x, backend, "forward")(x, *arguments)
+    *others, backend = arguments
+    return _implementation(x, backend, "forward")(x, *others)
 
 
 def _backward(dy: Tensor, dlast: Tensor | None, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    *arguments, backend = arguments
-    return _implementation(x, backend, "backward")(dy, dlast, x, *arguments)
+    *others, backend = arguments
+    return _implementation(x, backend, "backward")(dy, dlast, x, *others)
 
 
 def _forward_fake(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:

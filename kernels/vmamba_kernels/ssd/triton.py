@@ -191,8 +191,8 @@ def backward(
     s = _shape(x, B, chunk)
     if s.batch == 0:
         dD, dbias, dinitial = (A.new_zeros(0 if t is None else t.shape) for t in (D, dt_bias, initial_states))
-        empty = (t.new_empty(t.shape) for t in (x, dt))
-        return *empty, torch.zeros_like(A), B.new_empty(B.shape), C.new_empty(C.shape), dD, dbias, dinitial
+        dx, ddt, dA, dB, dC = (torch.zeros_like(t) for t in (x, dt, A, B, C))
+        return dx, ddt, dA, dB, dC, dD, dbias, dinitial
     inputs_as = _stored_as(x.dtype, x.device)
     dx, ddt = x.new_empty(x.shape, dtype=inputs_as), dt.new_empty(dt.shape, dtype=inputs_as)
     dy, x, B, C, A = _dense(dy), _dense(x), _dense(B), _dense(C), A.contiguous()
