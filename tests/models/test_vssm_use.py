@@ -161,7 +161,7 @@ def test_half_weights_train() -> None:
     assert all(p.grad.dtype == torch.bfloat16 and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["published", "channel_last", "vanilla"])
+@pytest.mark.parametrize("name", ["published", "channel_last", "vanilla", "m0"])
 def test_channels_last_input_and_model(name: str) -> None:
     model = build(name).eval()
     x = torch.randn(2, 3, 48, 40)
@@ -248,7 +248,7 @@ def test_replicas_use_their_own_parameters() -> None:
     assert torch.equal(replica(model, 1.5)(x), scaled(x)) and not torch.equal(scaled(x), model(x))
 
 
-@pytest.mark.parametrize("name", ["published", "posembed", "vanilla"])
+@pytest.mark.parametrize("name", ["published", "posembed", "vanilla", "m0"])
 def test_meta_device_then_weights(name: str) -> None:
     model = build(name, device="meta")
     assert all(p.is_meta for p in model.parameters())
@@ -276,7 +276,7 @@ def test_dtype_and_device_reach_every_parameter() -> None:
     assert {p.dtype for p in backbone.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("name", ["published", "channel_last", "vanilla", "posembed", "down_v2"])
+@pytest.mark.parametrize("name", ["published", "channel_last", "vanilla", "posembed", "down_v2", "m0"])
 def test_export_with_dynamic_height_and_width(name: str) -> None:
     model = build(name, drop_path_rate=0.0).eval()
     sides = {2: torch.export.Dim("height", min=32, max=4096), 3: torch.export.Dim("width", min=32, max=4096)}
@@ -287,7 +287,7 @@ def test_export_with_dynamic_height_and_width(name: str) -> None:
             assert torch.allclose(exported(x), model(x), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["published", "gate"])
+@pytest.mark.parametrize("name", ["published", "gate", "m0"])
 def test_compile_as_one_graph_with_dynamic_sizes(name: str) -> None:
     torch._dynamo.reset()
     model = build(name, depths=(1,)).eval()

@@ -76,8 +76,9 @@ def ssd(
         raise ValueError(
             "seq_idx: several sequences in one batch element are not supported; scan each with a call of its own"
         )
-    if isinstance(x, Tensor):
-        x, dt, B, C = unify(x.device.type, x, dt, B, C)
+    sequences = (x, dt, B, C)
+    if all(isinstance(t, Tensor) for t in sequences) and any(t.dtype is not x.dtype for t in sequences):
+        x, dt, B, C = unify(x.device.type, *sequences)
     check(dict(x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias, initial_states=initial_states))
     work = torch.float64 if x.dtype is torch.float64 else torch.float32
     low, high = limits(dt_limit)
