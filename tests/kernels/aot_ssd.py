@@ -83,9 +83,12 @@ KERNELS = [
     _chunk_states("*fp32", WIDE, True, registers=128),
     _outputs("*fp32", EXACT, registers=96),
     _outputs("*fp32", WIDE, registers=216),
+    _outputs("*bf16", EXACT, registers=112),
     _outputs("*bf16", _tiles("tf32", 32, 32), registers=128),
     _head_gradients("*fp32", EXACT, registers=216),
+    _head_gradients("*bf16", EXACT, registers=208),
     _head_gradients("*bf16", BY_TENSOR_CORES, registers=255),
     _group_gradients("*fp32", _tiles("ieee", 16, 16), registers=216),
+    _group_gradients("*bf16", _tiles("ieee", 16, 16), registers=208),
     _group_gradients("*bf16", _tiles("tf32", 16, 16), registers=128),
 ]
