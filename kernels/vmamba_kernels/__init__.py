@@ -16,6 +16,7 @@ from .cross_scan import (
 )
 from .selective_scan import selective_scan, selective_scan_fn
 from .ss2d import ss2d
+from .ssd import selective_scan_chunk_fn, ssd
 
 __all__ = [
     "bias_gelu",
@@ -28,6 +29,8 @@ __all__ = [
     "register_scan_order",
     "scan_order",
     "selective_scan",
+    "selective_scan_chunk_fn",
     "selective_scan_fn",
     "ss2d",
+    "ssd",
 ]
