@@ -1,0 +1,92 @@
+"""The pooled scan by a compiled library: `vmamba::_pooled_scan`, which a library implements for the device it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import native
+from ..selective_scan.layout import chunk_length
+from .tokens import Tokens, is_channel_last
+
+_TENSORS = "Tensor u_full, Tensor u_pooled, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias"
+_OPTIONS = "int outer, int pool1, int inner, int pool2, int reverse, bool delta_softplus, bool average, int chunk"
+_library = torch.library.Library("vmamba", "FRAGMENT")
+_library.define(f"_pooled_scan({_TENSORS}, {_OPTIONS}, ScalarType out_dtype, bool save_states) -> (Tensor, Tensor)")
+_library.define(
+    f"_pooled_scan_backward(Tensor dy, {_TENSORS}, Tensor states, {_OPTIONS})"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def missing(name: str, dispatch_key: str) -> str:
+    """Why the library does not bring the pooled scan, "" if it does."""
+    reason = native.load(name).reason
+    if reason:
+        return reason
+    if torch._C._dispatch_has_kernel_for_dispatch_key("vmamba::_pooled_scan", dispatch_key):
+        return ""
+    return f"libvmamba_{name}.so was built without it; {native.REMEDIES[name]}"
+
+
+def _mask(reverse: Sequence[bool]) -> int:
+    """The reversed groups as the bits of a number."""
+    return sum(1 << group for group, back in enumerate(reverse) if back)
+
+
+def _lined_up(u_full: Tensor) -> Tensor:
+    """u_full [B, K, D, L] with the channels or the tokens side by side: itself, or a copy."""
+    return u_full if is_channel_last(u_full) or u_full.stride(3) == 1 else u_full.contiguous()
+
+
+def _lined_up_as(dy: Tensor, u_full: Tensor) -> Tensor:
+    """dy [B, D, L] in the layout of u_full: itself, or a copy."""
+    axis = 1 if is_channel_last(u_full) else 2
+    return dy if dy.stride(axis) == 1 else dy.transpose(axis, 2).contiguous().transpose(axis, 2)
+
+
+def forward(
+    u_full: Tensor,
+    u_pooled: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    tokens: Tokens,
+    reverse: Sequence[bool],
+    delta_softplus: bool,
+    average: bool,
+    out_dtype: torch.dtype,
+    save_states: bool,
+) -> tuple[Tensor, Tensor]:
+    """As `reference.forward`."""
+    chunk = chunk_length(A.shape[1], u_full.device.type)
+    options = (*tokens, _mask(reverse), delta_softplus, average, chunk, out_dtype, save_states)
+    inputs = (_lined_up(u_full), u_pooled, delta, A, B, C, D, delta_bias)
+    return torch.ops.vmamba._pooled_scan(*inputs, *options)
+
+
+def backward(
+    dy: Tensor,
+    u_full: Tensor,
+    u_pooled: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    states: Tensor,
+    tokens: Tokens,
+    reverse: Sequence[bool],
+    delta_softplus: bool,
+    average: bool,
+) -> tuple[Tensor, ...]:
+    """As `reference.backward`."""
+    options = (*tokens, _mask(reverse), delta_softplus, average, chunk_length(A.shape[1], u_full.device.type))
+    inputs = (_lined_up_as(dy, u_full), _lined_up(u_full), u_pooled, delta, A, B, C, D, delta_bias, states)
+    return torch.ops.vmamba._pooled_scan_backward(*inputs, *options)
