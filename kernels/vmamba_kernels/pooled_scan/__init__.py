@@ -86,7 +86,9 @@ def pooled_scan(
     if backend is not None:
         backend = require("pooled_scan", backend, u_full.device.type).name
         if dtype is torch.float64 and backend != "reference":
-            raise ValueError(f"u_full: float64 {tuple(u_full.shape)} runs on backend 'reference' only, not on {backend!r}")
+            raise ValueError(
+                f"u_full: float64 {tuple(u_full.shape)} runs on backend 'reference' only, not on {backend!r}"
+            )
     if u_full.dim() == 3:
         u_full = u_full.unflatten(1, (B.shape[1], u_full.shape[1] // B.shape[1]))
     present = (u_full, u_pooled, delta, A, B, C, D, delta_bias)

@@ -31,17 +31,17 @@ def missing(name: str, dispatch_key: str) -> str:
     return f"libvmamba_{name}.so was built without it; {native.REMEDIES[name]}"
 
 
-def _mask(reverse: Sequence[bool]) -> int:
+def mask(reverse: Sequence[bool]) -> int:
     """The reversed groups as the bits of a number."""
     return sum(1 << group for group, back in enumerate(reverse) if back)
 
 
-def _lined_up(u_full: Tensor) -> Tensor:
+def lined_up(u_full: Tensor) -> Tensor:
     """u_full [B, K, D, L] with the channels or the tokens side by side: itself, or a copy."""
     return u_full if is_channel_last(u_full) or u_full.stride(3) == 1 else u_full.contiguous()
 
 
-def _lined_up_as(dy: Tensor, u_full: Tensor) -> Tensor:
+def lined_up_as(dy: Tensor, u_full: Tensor) -> Tensor:
     """dy [B, D, L] in the layout of u_full: itself, or a copy."""
     axis = 1 if is_channel_last(u_full) else 2
     return dy if dy.stride(axis) == 1 else dy.transpose(axis, 2).contiguous().transpose(axis, 2)
@@ -65,8 +65,8 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """As `reference.forward`."""
     chunk = chunk_length(A.shape[1], u_full.device.type)
-    options = (*tokens, _mask(reverse), delta_softplus, average, chunk, out_dtype, save_states)
-    inputs = (_lined_up(u_full), u_pooled, delta, A, B, C, D, delta_bias)
+    options = (*tokens, mask(reverse), delta_softplus, average, chunk, out_dtype, save_states)
+    inputs = (lined_up(u_full), u_pooled, delta, A, B, C, D, delta_bias)
     return torch.ops.vmamba._pooled_scan(*inputs, *options)
 
 
@@ -87,6 +87,6 @@ def backward(
     average: bool,
 ) -> tuple[Tensor, ...]:
     """As `reference.backward`."""
-    options = (*tokens, _mask(reverse), delta_softplus, average, chunk_length(A.shape[1], u_full.device.type))
-    inputs = (_lined_up_as(dy, u_full), _lined_up(u_full), u_pooled, delta, A, B, C, D, delta_bias, states)
+    options = (*tokens, mask(reverse), delta_softplus, average, chunk_length(A.shape[1], u_full.device.type))
+    inputs = (lined_up_as(dy, u_full), lined_up(u_full), u_pooled, delta, A, B, C, D, delta_bias, states)
     return torch.ops.vmamba._pooled_scan_backward(*inputs, *options)
