@@ -1,4 +1,4 @@
-"""The pooled scan by a compiled library: `vmamba::_pooled_scan`, which a library implements for the device it serves."""
+"""The pooled scan by a compiled library, which implements `vmamba::_pooled_scan` for the device it serves."""
 
 from __future__ import annotations
 
