@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vmamba_kernels import cross_merge, cross_scan, scan_order, selective_scan
+from vmamba_kernels import cross_merge, cross_scan, pooled_scan, scan_order, selective_scan
 from vmamba_kernels.ss2d import ss2d
 
 TOLERANCE = 1e-5
@@ -42,6 +42,12 @@ def _ss2d_tensors() -> dict[str, Tensor]:
     }
 
 
+def _pooled_tensors() -> dict[str, Tensor]:
+    """Those of the scan at 5 steps, and u_full: 5 x 7 tokens whose rows are pooled."""
+    tensors = {name: t[..., :5] if t.dim() > 2 else t for name, t in _scan_tensors().items()}
+    return {"u_full": torch.randn(2, 10, 35), **tensors}
+
+
 def _cross_scan_by_index(x: Tensor) -> Tensor:
     positions = scan_order("cross2d", *x.shape[-2:]).to(x.device)
     return torch.stack([x.flatten(2)[..., row] for row in positions], 1)
@@ -68,10 +74,16 @@ def _ss2d(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
     return ss2d(*tensors.values(), backend=backend)
 
 
+def _pooled(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
+    """Both directions and their mean, the rows of an image pooled."""
+    return pooled_scan(*tensors.values(), grid=(5, 7), reverse=(False, True), average=True, backend=backend)
+
+
 CASES: dict[str, tuple[Callable[[], dict[str, Tensor]], Case]] = {
     "selective_scan": (_scan_tensors, _scan),
     "cross_scan": (lambda: {"x": torch.randn(2, 3, 5, 7)}, _round_trip),
     "ss2d": (_ss2d_tensors, _ss2d),
+    "pooled_scan": (_pooled_tensors, _pooled),
 }
 
 

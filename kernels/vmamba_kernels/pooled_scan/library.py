@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..selective_scan.layout import chunk_length
+from ..selective_scan.layout import chunk_length, empty_sequence
 from .tokens import Tokens, is_channel_last
 
 _TENSORS = "Tensor u_full, Tensor u_pooled, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias"
@@ -47,6 +47,17 @@ def lined_up_as(dy: Tensor, u_full: Tensor) -> Tensor:
     return dy if dy.stride(axis) == 1 else dy.transpose(axis, 2).contiguous().transpose(axis, 2)
 
 
+def _channels_dense(x: Tensor) -> Tensor:
+    """x [B, C, P] with the channels side by side, as the CUDA kernels walk it: itself, or a copy."""
+    return x if not x.is_cuda or x.stride(1) == 1 else x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _as_stored(gradient: Tensor, like: Tensor) -> Tensor:
+    """The gradient of a pooled tensor in that tensor's layout."""
+    expected = empty_sequence(like, like.dtype)
+    return gradient if gradient.stride() == expected.stride() else expected.copy_(gradient)
+
+
 def forward(
     u_full: Tensor,
     u_pooled: Tensor,
@@ -66,7 +77,7 @@ def forward(
     """As `reference.forward`."""
     chunk = chunk_length(A.shape[1], u_full.device.type)
     options = (*tokens, mask(reverse), delta_softplus, average, chunk, out_dtype, save_states)
-    inputs = (lined_up(u_full), u_pooled, delta, A, B, C, D, delta_bias)
+    inputs = (lined_up(u_full), _channels_dense(u_pooled), _channels_dense(delta), A, B, C, D, delta_bias)
     return torch.ops.vmamba._pooled_scan(*inputs, *options)
 
 
@@ -88,5 +99,7 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """As `reference.backward`."""
     options = (*tokens, mask(reverse), delta_softplus, average, chunk_length(A.shape[1], u_full.device.type))
-    inputs = (lined_up_as(dy, u_full), lined_up(u_full), u_pooled, delta, A, B, C, D, delta_bias, states)
-    return torch.ops.vmamba._pooled_scan_backward(*inputs, *options)
+    dense = (_channels_dense(u_pooled), _channels_dense(delta))
+    inputs = (lined_up_as(dy, u_full), lined_up(u_full), *dense, A, B, C, D, delta_bias, states)
+    du_full, du, ddelta, *rest = torch.ops.vmamba._pooled_scan_backward(*inputs, *options)
+    return du_full, _as_stored(du, u_pooled), _as_stored(ddelta, delta), *rest
