@@ -157,7 +157,7 @@ def changed(name: str, change) -> list:
 
 
 BAD = [
-    ("u_full", lambda x: x[0], r"u_full: expected \[B, K\*D, L\] or \[B, K, D, L\], got shape \(18, 15\) beside u_pooled"),
+    ("u_full", lambda x: x[0], r"u_full: expected \[B, K\*D, L\] or \[B, K, D, L\], got shape \(18, 15\) beside"),
     ("u_full", lambda x: x[:, :17], r"u_full: .* with u_pooled's B and channels, got shape \(2, 17, 15\) beside"),
     ("u_full", lambda x: x[:1], r"u_full: .* got shape \(1, 18, 15\) beside u_pooled \(2, 18, 5\)"),
     ("u_full", lambda x: x.unflatten(1, (3, 6)), r"u_full: .* with B's K = 2, got shape \(2, 3, 6, 15\)"),
@@ -169,7 +169,6 @@ BAD = [
     ("u_full", lambda x: x.to("meta"), r"u_full: \(2, 18, 15\) is on meta and u_pooled on cpu"),
     ("u_pooled", lambda x: x[..., 0], r"u_pooled: expected \[B, K\*D, P\], got shape \(2, 18\)"),
     ("u_pooled", lambda x: x[..., :4], r"delta: expected \[B, DD, P\] with u_pooled's B and P, got shape \(2, 18, 5\)"),
-    ("delta", lambda x: x[:, :3], r"delta: expected a multiple of B's K = 2 channels, got shape \(2, 3, 5\) beside B"),
     ("A", lambda x: x[:4], r"A: expected \[K\*D, N\] with u_pooled's channels, got shape \(4, 2\) beside u_pooled"),
     ("B", lambda x: x[..., :4], r"B: expected \[B, K, N, P\] with u_pooled's B and P, got shape \(2, 2, 2, 4\)"),
     ("C", lambda x: x[:, :1], r"C: expected B's shape"),
@@ -207,6 +206,9 @@ def test_what_does_not_divide_and_too_many_groups_to_average():
     tensors = Case().tensors()
     with pytest.raises(ValueError, match="u_full: expected L to be a multiple of P = 5 or a grid, got L = 14"):
         pooled_scan(tensors[0][..., :14], *tensors[1:])
+    shared = [*tensors[:2], tensors[2][:, :3], *tensors[3:7], tensors[7][:3]]
+    with pytest.raises(ValueError, match=r"delta: expected a multiple of B's K = 2 channels, got shape \(2, 3, 5\)"):
+        pooled_scan(*shared)
     wide = Case(groups=3, reverse=(False, False, True), average=False)
     with pytest.raises(ValueError, match="average: expected K of 1 or 2 groups, got B with K = 3"):
         pooled_scan(*wide.tensors(), average=True)

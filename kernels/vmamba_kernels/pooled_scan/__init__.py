@@ -92,6 +92,8 @@ def pooled_scan(
     if u_full.dim() == 3:
         u_full = u_full.unflatten(1, (B.shape[1], u_full.shape[1] // B.shape[1]))
     present = (u_full, u_pooled, delta, A, B, C, D, delta_bias)
-    save_states = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in present)
+    # An exported graph computes the states again if it is differentiated: their number would pin its sizes.
+    differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in present)
+    save_states = differentiated and not torch.compiler.is_exporting()
     options = (tokens, reversed_groups, delta_softplus, average, out_dtype, save_states, backend or "")
     return forward(*present, *options)[0]

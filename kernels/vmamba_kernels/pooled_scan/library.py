@@ -21,13 +21,20 @@ _library.define(
 )
 
 
-def missing(name: str, dispatch_key: str) -> str:
+def _serves(name: str, dispatch_key: str) -> bool:
+    loaded = native.load(name).loaded
+    return loaded and torch._C._dispatch_has_kernel_for_dispatch_key("vmamba::_pooled_scan", dispatch_key)
+
+
+# Asked for once: torch.compile does not look into the dispatcher.
+_SERVED = {"cpu": _serves("cpu", "CPU"), "cuda": _serves("cuda", "CUDA")}
+
+
+def missing(name: str) -> str:
     """Why the library does not bring the pooled scan, "" if it does."""
     reason = native.load(name).reason
-    if reason:
+    if reason or _SERVED[name]:
         return reason
-    if torch._C._dispatch_has_kernel_for_dispatch_key("vmamba::_pooled_scan", dispatch_key):
-        return ""
     return f"libvmamba_{name}.so was built without it; {native.REMEDIES[name]}"
 
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from ..backends import Backend, choose, register
 from ..selective_scan.layout import empty_projection, empty_sequence, stored_states
 from ..selective_scan.op import by_device, by_device_backward
-from ..ss2d.op import _one_by_one
 from ..triton_support import triton_backend
 from . import library, reference
 from .tokens import empty_full, empty_output
@@ -155,13 +154,28 @@ def _refuse_second(ctx: Any, *grads: Tensor | None) -> None:
     raise RuntimeError("pooled_scan: second derivatives are not implemented")
 
 
+def _one_by_one(op: Callable[..., Any]) -> Callable[..., Any]:
+    """The vmap rule of an op: the calls of the mapped dimension one after another."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        mapped = [isinstance(a, Tensor) and d is not None for a, d in zip(args, in_dims, strict=True)]
+        results = []
+        for i in range(info.batch_size):
+            picked = [a.select(d, i) if is_mapped else a for a, d, is_mapped in zip(args, in_dims, mapped)]
+            results.append(op(*picked))
+        stacked = tuple(torch.stack(part) for part in zip(*results, strict=True))
+        return stacked, (0,) * len(stacked)
+
+    return rule
+
+
 torch.library.register_autograd("vmamba::pooled_scan", _run_backward, setup_context=_setup_context, lib=_library)
 torch.library.register_autograd("vmamba::pooled_scan_backward", _refuse_second, lib=_library)
 torch.library.register_vmap("vmamba::pooled_scan", _one_by_one(forward), lib=_library)
 torch.library.register_vmap("vmamba::pooled_scan_backward", _one_by_one(backward), lib=_library)
 
-register(Backend("pooled_scan", "cpu", devices=("cpu",), missing=lambda: library.missing("cpu", "CPU")))
-register(Backend("pooled_scan", "cuda", devices=("cuda",), missing=lambda: library.missing("cuda", "CUDA")))
+register(Backend("pooled_scan", "cpu", devices=("cpu",), missing=lambda: library.missing("cpu")))
+register(Backend("pooled_scan", "cuda", devices=("cuda",), missing=lambda: library.missing("cuda")))
 register(triton_backend("pooled_scan"))
 register(Backend("pooled_scan", "unfused"))
 register(Backend("pooled_scan", "reference"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -27,13 +26,9 @@ def pool_tokens(
 
     Source: Kapse et al., "Fast Vision Mamba", 2025, section 3 (arXiv 2502.00594).
     """
-    grid = tuple(grid)
-    axes = (pooled_axes,) if isinstance(pooled_axes, int) else tuple(pooled_axes)
-    dropped = {axis % len(grid) for axis in axes} if grid else set()
-    pooled = math.prod(size for axis, size in enumerate(grid) if axis not in dropped)
     if reduce not in ("mean", "max"):
         raise ValueError(f"reduce: expected 'mean' or 'max', got {reduce!r}")
-    tokens = token_axes(u.shape[-1], pooled, grid, axes)
+    tokens = token_axes(u.shape[-1], None, grid, pooled_axes)
     seen = u.unflatten(-1, tokens)
     steps = seen.mean((-3, -1)) if reduce == "mean" else torch.amax(seen, (-3, -1))
     return (steps if scale == 1.0 else steps * scale).flatten(-2)

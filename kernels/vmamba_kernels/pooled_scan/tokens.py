@@ -9,7 +9,6 @@ B batch, K groups of D channels, L tokens, P pooled steps, c = L/P tokens a step
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -18,9 +17,23 @@ from torch import Tensor
 Tokens = tuple[int, int, int, int]
 
 
-def token_axes(length: int, pooled: int, grid: Sequence[int] | None, pooled_axes: int | Sequence[int]) -> Tokens:
-    """[outer, pool1, inner, pool2] of L tokens pooled to P; ValueError if the grid does not say how."""
+def _product(sizes: Sequence[int]) -> int:
+    """As math.prod, which torch.compile does not take apart for symbolic sizes."""
+    product = 1
+    for size in sizes:
+        product = product * size
+    return product
+
+
+def token_axes(
+    length: int, pooled: int | None, grid: Sequence[int] | None, pooled_axes: int | Sequence[int] = -1
+) -> Tokens:
+    """[outer, pool1, inner, pool2] of L tokens pooled to P (None: as the grid says).
+
+    ValueError if the grid does not say how.
+    """
     if grid is None:
+        assert pooled is not None
         if length % pooled:
             raise ValueError(f"u_full: expected L to be a multiple of P = {pooled} or a grid, got L = {length}")
         grid, pooled_axes = (pooled, length // pooled), -1
@@ -28,8 +41,8 @@ def token_axes(length: int, pooled: int, grid: Sequence[int] | None, pooled_axes
     axes = (pooled_axes,) if isinstance(pooled_axes, int) else tuple(pooled_axes)
     if not grid or any(size < 1 for size in grid):
         raise ValueError(f"grid: expected axes of at least 1 token, got {grid}")
-    if math.prod(grid) != length:
-        raise ValueError(f"grid: expected {length} tokens as in u_full, got {grid} of {math.prod(grid)}")
+    if _product(grid) != length:
+        raise ValueError(f"grid: expected {length} tokens as in u_full, got {grid} of {_product(grid)}")
     if not axes or any(not -len(grid) <= axis < len(grid) for axis in axes):
         raise ValueError(f"pooled_axes: expected axes of the grid {grid}, got {axes}")
     is_pooled = {axis % len(grid) for axis in axes}
@@ -44,7 +57,7 @@ def token_axes(length: int, pooled: int, grid: Sequence[int] | None, pooled_axes
     if place < 2:
         sizes = [1, 1, sizes[0], sizes[1]]
     outer, pool1, inner, pool2 = sizes
-    if outer * inner != pooled:
+    if pooled is not None and outer * inner != pooled:
         kept = outer * inner
         raise ValueError(f"grid: {grid} without the axes {axes} has {kept} steps, and u_pooled has P = {pooled}")
     return outer, pool1, inner, pool2
