@@ -43,7 +43,7 @@ def scan_backward(dtype: str, chunk: int, warps: int, registers: int) -> AotKern
     return AotKernel(
         f"{MODULE}:scan_backward_kernel",
         {**pointers, **sizes},
-        {**dense, "CHUNK": chunk, "WIDTH": 64, "SOFTPLUS": True, "BIAS": True},
+        {**dense, "CHUNK": chunk, "WIDTH": 32, "SOFTPLUS": True, "BIAS": True},
         registers=registers,
         num_warps=warps,
         divisible=("u_b", "u_t", "delta_b", "delta_t", "du_b", "du_t", "ddelta_b", "ddelta_t", "channels", "dz_width"),
@@ -53,7 +53,7 @@ def scan_backward(dtype: str, chunk: int, warps: int, registers: int) -> AotKern
 
 
 def tile(last: bool) -> dict[str, object]:
-    sizes = {"TOKENS": 16, "WIDTH": 128} if last else {"TOKENS": 128, "WIDTH": 16}
+    sizes = {"TOKENS": 16, "WIDTH": 128} if last else {"TOKENS": 64, "WIDTH": 16}
     return {"ADDED": 2, "SKIP": True, "CHANNEL_LAST": last, **sizes}
 
 
@@ -66,7 +66,7 @@ def expand(dtype: str, out: str, last: bool, registers: int, instructions: float
         {"u": f"*{dtype}", "D": "*fp32", "z": "*fp32", "y": f"*{out}", **sizes},
         tile(last),
         registers=registers,
-        elements=2048,
+        elements=2048 if last else 1024,
         instructions=instructions,
         divisible=("u_b", "u_k", "y_b", "channels", *line),
         load_bits=128 if last else 0,
@@ -84,7 +84,7 @@ def gather(dtype: str, gradient: str, last: bool, registers: int, instructions: 
         {**pointers, **sizes},
         tile(last),
         registers=registers,
-        elements=2048,
+        elements=2048 if last else 1024,
         instructions=instructions,
         divisible=("dy_b", "u_b", "u_k", "du_b", "du_k", "channels", *line),
         load_bits=128 if last else 0,
@@ -95,11 +95,11 @@ def gather(dtype: str, gradient: str, last: bool, registers: int, instructions: 
 KERNELS: list[AotKernel] = [
     scan("bf16", False, 128),
     scan("fp32", True, 128),
-    scan_backward("bf16", 16, 2, 255),
-    scan_backward("bf16", 32, 4, 255),
-    expand("bf16", "bf16", True, 128, 60.0),
-    expand("bf16", "fp32", True, 128, 60.0),
-    expand("bf16", "bf16", False, 128, 80.0),
-    gather("bf16", "bf16", True, 255, 120.0),
-    gather("bf16", "fp32", False, 255, 160.0),
+    scan_backward("bf16", 16, 4, 255),
+    scan_backward("bf16", 32, 8, 255),
+    expand("bf16", "bf16", True, 72, 36.0),
+    expand("bf16", "fp32", True, 72, 40.0),
+    expand("bf16", "bf16", False, 72, 80.0),
+    gather("bf16", "bf16", True, 184, 66.0),
+    gather("bf16", "fp32", False, 240, 160.0),
 ]

@@ -19,9 +19,7 @@ NAMES = ("u_full", "u_pooled", "delta", "A", "B", "C", "D", "delta_bias")
 LAYOUTS = ("channel_last", "channel_first", "strided")
 INTERPRETED = not torch.cuda.is_available()
 
-needs_cpu_library = pytest.mark.skipif(
-    bool(library.missing("cpu")), reason=f"backend 'cpu': {library.missing('cpu')}"
-)
+needs_cpu_library = pytest.mark.skipif(bool(library.missing("cpu")), reason=f"backend 'cpu': {library.missing('cpu')}")
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="backend 'triton': triton is not installed")
 # (device, backend): every way to run the operator; those that cannot run here are skipped with their name.
 BACKENDS = [

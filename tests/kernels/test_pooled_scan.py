@@ -29,9 +29,15 @@ LONG = [
 
 
 def combined(layouts, cases):
-    """Every backend, layout and case; of the interpreted kernels, which are slow, each case in one layout."""
+    """Every backend, layout and case; of the interpreted kernels each case in one layout, and the first two at once."""
     return [
-        pytest.param(run.values[0], layout, case, id=f"{run.id}-{layout}-{case}", marks=run.marks)
+        pytest.param(
+            run.values[0],
+            layout,
+            case,
+            id=f"{run.id}-{layout}-{case}",
+            marks=[*run.marks, pytest.mark.slow] if run.id == "cpu-triton" and j > 1 else run.marks,
+        )
         for run in BACKENDS
         for i, layout in enumerate(layouts)
         for j, case in enumerate(cases)

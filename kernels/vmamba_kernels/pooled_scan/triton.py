@@ -29,14 +29,14 @@ def _on(x: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
-def _width(channels: int) -> int:
+def _width(channels: int, most: int) -> int:
     """Channels of a program of the recurrence."""
-    return min(64, max(16, next_power_of_2(channels)))
+    return min(most, max(16, next_power_of_2(channels)))
 
 
 def _tile(channel_last: bool) -> dict[str, int]:
     """Tokens and channels of a tile: wide along the axis that lies side by side."""
-    return {"TOKENS": 16, "WIDTH": 128} if channel_last else {"TOKENS": 128, "WIDTH": 16}
+    return {"TOKENS": 16, "WIDTH": 128} if channel_last else {"TOKENS": 64, "WIDTH": 16}
 
 
 def _line(x: Tensor, channel_last: bool) -> int:
@@ -73,7 +73,7 @@ def forward(
     last = is_channel_last(u_full)
     outer, pool1, inner, pool2 = tokens
     with _on(u_full):
-        width = _width(channels)
+        width = _width(channels, 64)
         scan_kernel[(cdiv(channels, width) * groups * batch,)](
             u_pooled, delta, A, B, C, A if delta_bias is None else delta_bias.contiguous(), z, states,
             *u_pooled.stride(), *delta.stride(), *B.stride(), *C.stride(),
@@ -119,7 +119,7 @@ def backward(
         dD, dbias = A.new_zeros(0 if D is None else KD), A.new_zeros(0 if delta_bias is None else delta.shape[1])
         return du_full, du, ddelta, torch.zeros_like(A), empty_projection(B), empty_projection(C), dD, dbias
     ddelta_apart = ddelta if ratio == 1 else A.new_empty(batch, steps, KD).transpose(1, 2)
-    last, added, width = is_channel_last(u_full), groups if average else 1, _width(channels)
+    last, added, width = is_channel_last(u_full), groups if average else 1, _width(channels, 32)
     outer, pool1, inner, pool2 = tokens
     blocks = cdiv(channels, width)
     dz = A.new_empty(batch, steps, KD // added)
@@ -147,7 +147,7 @@ def backward(
             *du.stride(), *ddelta_apart.stride(),
             batch, groups, channels, steps, N, ratio, mask(reverse), KD // added,
             CHUNK=rows, WIDTH=width, SOFTPLUS=delta_softplus, BIAS=delta_bias is not None,
-            num_warps=2 if rows <= 16 else 4, num_stages=1,
+            num_warps=4 if rows <= 16 else 8, num_stages=1,
         )  # fmt: skip
     if ratio != 1:
         ddelta.copy_(ddelta_apart.unflatten(1, (-1, ratio)).sum(2))
