@@ -151,8 +151,8 @@ def method(args: argparse.Namespace) -> str:
     return (
         f"method: {device}, {torch.get_num_threads()} threads{load}, torch {torch.__version__}; {used}; {args.dtype}, "
         f"channel-last, two directions, {SIDE} x {SIDE} tokens, {STATES} states, float32 output; training = forward "
-        f"and every gradient; one warm-up, median of {args.repeats} interleaved repeats of at least {args.least} s; clocks "
-        "as they are"
+        f"and every gradient; one warm-up, median of {args.repeats} interleaved repeats of at least {args.least} s; "
+        "clocks as they are"
     )
 
 

@@ -32,7 +32,7 @@ def scan(dtype: str, keep: bool, registers: int) -> AotKernel:
     )
 
 
-def scan_backward(dtype: str, chunk: int, warps: int, registers: int) -> AotKernel:
+def scan_backward(dtype: str, chunk: int, width: int, warps: int, registers: int) -> AotKernel:
     narrow, wide = f"*{dtype}", "*fp32"
     pointers = {"dz": wide, "u": narrow, "delta": narrow, "A": wide, "B": narrow, "C": narrow, "bias": wide}
     pointers |= {"states": wide, "du": narrow, "ddelta": narrow, "dA": wide, "dbias": wide, "dBC": wide, "carry": wide}
@@ -43,7 +43,7 @@ def scan_backward(dtype: str, chunk: int, warps: int, registers: int) -> AotKern
     return AotKernel(
         f"{MODULE}:scan_backward_kernel",
         {**pointers, **sizes},
-        {**dense, "CHUNK": chunk, "WIDTH": 32, "SOFTPLUS": True, "BIAS": True},
+        {**dense, "CHUNK": chunk, "WIDTH": width, "SOFTPLUS": True, "BIAS": True},
         registers=registers,
         num_warps=warps,
         divisible=("u_b", "u_t", "delta_b", "delta_t", "du_b", "du_t", "ddelta_b", "ddelta_t", "channels", "dz_width"),
@@ -95,8 +95,8 @@ def gather(dtype: str, gradient: str, last: bool, registers: int, instructions: 
 KERNELS: list[AotKernel] = [
     scan("bf16", False, 128),
     scan("fp32", True, 128),
-    scan_backward("bf16", 16, 4, 255),
-    scan_backward("bf16", 32, 8, 255),
+    scan_backward("bf16", 16, 64, 4, 255),
+    scan_backward("bf16", 32, 32, 8, 232),
     expand("bf16", "bf16", True, 72, 36.0),
     expand("bf16", "fp32", True, 72, 40.0),
     expand("bf16", "bf16", False, 72, 80.0),

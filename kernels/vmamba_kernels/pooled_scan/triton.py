@@ -119,7 +119,10 @@ def backward(
         dD, dbias = A.new_zeros(0 if D is None else KD), A.new_zeros(0 if delta_bias is None else delta.shape[1])
         return du_full, du, ddelta, torch.zeros_like(A), empty_projection(B), empty_projection(C), dD, dbias
     ddelta_apart = ddelta if ratio == 1 else A.new_empty(batch, steps, KD).transpose(1, 2)
-    last, added, width = is_channel_last(u_full), groups if average else 1, _width(channels, 32)
+    last, added = is_channel_last(u_full), groups if average else 1
+    chunk = chunk_length(N, u_full.device.type)
+    rows = max(2, chunk if steps > chunk else next_power_of_2(steps))
+    width = _width(channels, 64 if rows <= 16 else 32)
     outer, pool1, inner, pool2 = tokens
     blocks = cdiv(channels, width)
     dz = A.new_empty(batch, steps, KD // added)
@@ -138,8 +141,6 @@ def backward(
             groups, channels, steps, inner, pool1, pool2, splits,
             ADDED=added, SKIP=D is not None, CHANNEL_LAST=last, **tile, num_warps=4, num_stages=1,
         )  # fmt: skip
-        chunk = chunk_length(N, u_full.device.type)
-        rows = max(2, chunk if steps > chunk else next_power_of_2(steps))
         scan_backward_kernel[(blocks * groups * batch,)](
             dz, u_pooled, delta, A, B, C, A if delta_bias is None else delta_bias.contiguous(), states.contiguous(),
             du, ddelta_apart, dA_parts, dbias_parts, dBC, carry,
