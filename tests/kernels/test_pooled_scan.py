@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
 
 from vmamba_kernels import native, pool_tokens, pooled_scan, selective_scan
 
-from .pooled_scan_cases import BACKENDS, LAYOUTS, Case, exact, lay_out, needs_cpu_library, ours
+from .pooled_scan_cases import (
+    BACKENDS,
+    INTERPRETED,
+    LAYOUTS,
+    Case,
+    exact,
+    lay_out,
+    needs_cpu_library,
+    needs_triton,
+    ours,
+)
 from .selective_scan_cases import assert_close
 
 CASES = [
@@ -74,6 +86,17 @@ def test_across_chunks(run, layout, case):
     device, backend = run
     tensors = case.tensors(layout=layout, device=device)
     assert_close(ours(case, tensors, backend), exact(case, tensors), 6e-6)
+
+
+@needs_triton
+@pytest.mark.skipif(not INTERPRETED, reason="with a GPU test_across_chunks runs Triton")
+def test_triton_across_chunks(monkeypatch):
+    kernels = import_module("vmamba_kernels.pooled_scan.triton")
+    monkeypatch.setattr(kernels, "chunk_length", lambda *_: 4)
+    monkeypatch.setattr(kernels, "stored_states", lambda steps, *_: (steps + 3) // 4 - 1)
+    case = Case(grid=(10, 2), width=5, batch=1)
+    tensors = case.tensors()
+    assert_close(ours(case, tensors, "triton"), exact(case, tensors), 4e-6)
 
 
 @needs_cpu_library
