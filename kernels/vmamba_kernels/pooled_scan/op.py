@@ -49,13 +49,13 @@ def backend_for(dtype: torch.dtype, device: str) -> str:
 
 
 def _forward(u_full: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    *arguments, backend = arguments
-    return _implementation(backend or backend_for(u_full.dtype, u_full.device.type)).forward(u_full, *arguments)
+    *rest, backend = arguments
+    return _implementation(backend or backend_for(u_full.dtype, u_full.device.type)).forward(u_full, *rest)
 
 
 def _backward(dy: Tensor, u_full: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    *arguments, backend = arguments
-    return _implementation(backend or backend_for(u_full.dtype, u_full.device.type)).backward(dy, u_full, *arguments)
+    *rest, backend = arguments
+    return _implementation(backend or backend_for(u_full.dtype, u_full.device.type)).backward(dy, u_full, *rest)
 
 
 def _forward_fake(
