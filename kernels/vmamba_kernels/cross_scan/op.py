@@ -20,8 +20,9 @@ from .orders import find_order
 _library = torch.library.Library("vmamba", "FRAGMENT")
 _FLAGS = 'str order, bool in_channel_first, bool out_channel_first, bool one_by_one, str backend=""'
 _MODULES = {"pytorch": "copies", "triton": "triton"}
-TRITON_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-TRITON_TYPES += (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+TRITON_TYPES = frozenset((*_FLOATS, *_INTEGERS))
 
 
 def _implementation(x: Tensor, backend: str) -> ModuleType:
