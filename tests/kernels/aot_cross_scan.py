@@ -6,15 +6,15 @@ from .triton_aot import AotKernel
 
 MODULE = "vmamba_kernels.cross_scan.triton_kernels"
 CROSS2D = 0 | 4 << 3 | 3 << 6 | 7 << 9  # rows, columns, and both reversed
-BIDI = 0 | 0 << 3 | 3 << 6 | 3 << 9
+NAMES = {"f": "channel-first", "l": "channel-last"}
 STRIDES = [f"{side}_{axis}" for side in ("image", "sequences") for axis in "bkcl"]
 
 
 def moves(
     dtype: str, layout: str, block: tuple[int, int, int], registers: int, instructions: float, *, merge: bool = False,
-    one: bool = False, order: int = CROSS2D, runs: int = 8, warps: int = 4, store_bits: int = 128, load_bits: int = 128,
+    one: bool = False, warps: int = 4,
 ) -> AotKernel:  # fmt: skip
-    """`layout`: of image and sequences, f channel-first and l channel-last; `runs`: of H and W, those of C being 16."""
+    """Order cross2d; `layout`: of image and sequences, f channel-first, l channel-last; H, W multiples of 8, C of 16."""
     dense = ["image_l" if layout[0] == "f" else "image_c", "sequences_l" if layout[1] == "f" else "sequences_c"]
     constant = dict.fromkeys(dense, 1) | ({} if one else {"image_k": 0})
     sizes = {name: "i32" for name in ("H", "W", "C", *STRIDES) if name not in constant}
@@ -23,10 +23,10 @@ def moves(
         f"{MODULE}:moves_kernel",
         {"image": f"*{dtype}", "sequences": f"*{dtype}", **sizes},
         {
-            **constant, "K": 4, "MOVES": order, "MERGE": merge, "ONE_BY_ONE": one, "FLOAT32": True,
+            **constant, "K": 4, "MOVES": CROSS2D, "MERGE": merge, "ONE_BY_ONE": one, "FLOAT32": True,
             "ALONG_L": layout[1] == "f",
-            "RUN_IMAGE_W": runs if layout[0] == "f" else 1, "RUN_IMAGE_C": 16 if layout[0] == "l" else 1,
-            "RUN_H": runs if layout[1] == "f" else 1, "RUN_W": runs if layout[1] == "f" else 1,
+            "RUN_IMAGE_W": 8 if layout[0] == "f" else 1, "RUN_IMAGE_C": 16 if layout[0] == "l" else 1,
+            "RUN_H": 8 if layout[1] == "f" else 1, "RUN_W": 8 if layout[1] == "f" else 1,
             "RUN_C": 16 if layout[1] == "l" else 1, "BLOCK_H": block_h, "BLOCK_W": block_w, "BLOCK_C": block_c,
         },
         registers=registers,
@@ -34,8 +34,9 @@ def moves(
         instructions=instructions,
         num_warps=warps,
         divisible=tuple(name for name in sizes if name not in ("H", "W")),
-        load_bits=load_bits,
-        store_bits=store_bits,
+        load_bits=128,
+        store_bits=128,
+        note=f"{'merge' if merge else 'scan'}{' one by one' if one else ''} {NAMES[layout[merge]]} to {NAMES[layout[not merge]]}",
     )  # fmt: skip
 
 
@@ -68,6 +69,7 @@ def mapped(
         divisible=tuple(name for name in sizes if name != "L"),
         load_bits=load_bits,
         store_bits=128,
+        note=f"{'merge' if sums else 'scan'} {NAMES[layout[0]]} to {NAMES[layout[1]]}",
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -69,6 +70,40 @@ class Function:
     def local_memory(self) -> int:
         """How many instructions read or write local memory, where spilled registers lie."""
         return sum(i.name in ("LDL", "STL") for i in self.instructions)
+
+    def loops(self, opcode: str = "") -> list[tuple[int, int]]:
+        """Index ranges [first, last] of the loops that hold the opcode, by address, outer before inner.
+
+        A loop reaches from the target of a branch backwards to the last branch that goes there.
+        """
+        index = {instruction.address: n for n, instruction in enumerate(self.instructions)}
+        ends = {
+            index[i.target]: n for n, i in enumerate(self.instructions) if i.target in index and i.target < i.address
+        }
+        holds = [n for n, instruction in enumerate(self.instructions) if instruction.opcode.startswith(opcode)]
+        return [(a, b) for a, b in sorted(ends.items()) if any(a <= n <= b for n in holds)]
+
+    def instructions_per_position(self, positions: Sequence[float]) -> float:
+        """Static instructions of one thread per position, over the loops that hold an exponential (MUFU.EX2).
+
+        `positions`: for each of those loops, by address, what one thread finishes in a turn of it. What belongs to a
+        loop and to none of them inside it is divided by its positions, and the quotients are summed: whatever is laid
+        out beside the usual path (other layouts and types, tails) counts as though it ran. Without such a loop it is
+        the whole kernel, divided by the one number given.
+
+        Raises:
+            ValueError: not one number for each loop.
+        """
+        loops = self.loops("MUFU.EX2") or [(0, len(self.instructions) - 1)]
+        if len(loops) != len(positions):
+            found = ", ".join(f"{b - a + 1} instructions from {self.instructions[a].address:#x}" for a, b in loops)
+            raise ValueError(f"positions: {len(positions)} numbers for {len(loops)} loops with an exponential: {found}")
+        total = 0.0
+        for (first, last), count in zip(loops, positions, strict=True):
+            inner = [(a, b) for a, b in loops if (a, b) != (first, last) and first <= a and b <= last]
+            own = sum(not any(a <= n <= b for a, b in inner) for n in range(first, last + 1))
+            total += own / count
+        return total
 
 
 def parse(text: str) -> dict[str, Function]:

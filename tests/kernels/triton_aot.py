@@ -41,13 +41,24 @@ class AotKernel:
     load_bits: int = 64  # the widest read of global memory is at least that wide; 0 where nothing is contiguous
     store_bits: int = 64  # the same for writes
 
+    note: str = ""  # names the instance in the table where types and sizes do not
+
     @property
     def label(self) -> str:
-        """The operator, the kernel, its pointer types and its compile-time arguments, short enough for a test's id."""
-        module, name = self.kernel.split(":")
-        types = "-".join(dict.fromkeys(t[1:] for t in self.signature.values() if t.startswith("*")))
-        values = ",".join(f"{k}={v}" for k, v in self.constexprs.items())
-        return f"{module.split('.')[-2:][0]}.{name}[{types}][{values}]"
+        """The kernel with its types and all compile-time arguments."""
+        values = ", ".join(f"{name}={value}" for name, value in self.constexprs.items())
+        return f"{self.kernel.split(':')[1]} {self.types} {self.note} ({values}, {self.num_warps} warps)"
+
+    @property
+    def short(self) -> str:
+        """The kernel with its types and its note or, without one, its compile-time sizes."""
+        sizes = [f"{n}={v}" for n, v in self.constexprs.items() if isinstance(v, int) and not isinstance(v, bool)]
+        return f"{self.kernel.split(':')[1]} {self.types} {self.note or ' '.join(sizes)}"
+
+    @property
+    def types(self) -> str:
+        """The different types that its pointers point to."""
+        return "/".join(dict.fromkeys(t[1:] for t in self.signature.values() if t.startswith("*")))
 
 
 @dataclass(frozen=True)
