@@ -3,7 +3,7 @@
     python kernels/benchmarks/gates.py [--architecture sm_90]
 
 CUDA: nvcc; a row for each instance, with instructions of a thread per position where tests/kernels/cuda_registers_*.py
-counts them. Triton: ahead of time, a row for each description in tests/kernels/aot_*.py, with instructions per element.
+counts them, in the instance for bfloat16; as measured on sm_90 only. Triton: ahead of time, a row for each description in tests/kernels/aot_*.py, with instructions per element.
 The ceilings stand there too. How instructions are counted: `instructions_per_position` in tests/kernels/sass.py.
 """
 
@@ -47,14 +47,12 @@ def cuda_table(architecture: str) -> None:
         counts = getattr(table, "INSTRUCTIONS", {})
         cubin, log = cuda.compiled(source, architecture)
         code = cuda.code_reader(cubin)
-        for kernel in sorted(cuda.kernels(log), key=lambda k: (k.name, k.number, k.type)):
-            key = (kernel.name, kernel.number)
-            spent = ""
-            if key in counts:
+        found = cuda.kernels(log)
+        for kernel in sorted(found, key=lambda k: (k.name, k.number, k.type)):
+            key, spent = (kernel.name, kernel.number), ""
+            if architecture == "sm_90" and key in counts and kernel == cuda.counted(found, key):
                 positions, ceiling = counts[key]
-                loops = len(code(kernel).loops("MUFU.EX2")) or 1
-                if loops == len(positions):
-                    spent = f"{code(kernel).instructions_per_position(positions):.0f} ({ceiling:g})"
+                spent = f"{code(kernel).instructions_per_position(positions):.0f} ({ceiling:g})"
             widths = f"{code(kernel).load_bits}, {code(kernel).store_bits}"
             registers = f"{kernel.registers} ({table.CEILINGS[key]})"
             row(source, f"`{kernel.label}`", registers, kernel.stack + kernel.spills, widths, spent)

@@ -14,11 +14,12 @@ def moves(
     dtype: str, layout: str, block: tuple[int, int, int], registers: int, instructions: float, *, merge: bool = False,
     one: bool = False, warps: int = 4,
 ) -> AotKernel:  # fmt: skip
-    """Order cross2d; `layout`: of image and sequences, f channel-first, l channel-last; H, W multiples of 8, C of 16."""
+    """Order cross2d; `layout` of image and sequences: f channel-first, l channel-last; H, W multiples of 8, C of 16."""
     dense = ["image_l" if layout[0] == "f" else "image_c", "sequences_l" if layout[1] == "f" else "sequences_c"]
     constant = dict.fromkeys(dense, 1) | ({} if one else {"image_k": 0})
     sizes = {name: "i32" for name in ("H", "W", "C", *STRIDES) if name not in constant}
     block_h, block_w, block_c = block
+    from_to = f"{NAMES[layout[merge]]} to {NAMES[layout[not merge]]}"
     return AotKernel(
         f"{MODULE}:moves_kernel",
         {"image": f"*{dtype}", "sequences": f"*{dtype}", **sizes},
@@ -36,7 +37,7 @@ def moves(
         divisible=tuple(name for name in sizes if name not in ("H", "W")),
         load_bits=128,
         store_bits=128,
-        note=f"{'merge' if merge else 'scan'}{' one by one' if one else ''} {NAMES[layout[merge]]} to {NAMES[layout[not merge]]}",
+        note=f"{'merge' if merge else 'scan'}{' one by one' if one else ''} {from_to}",
     )  # fmt: skip
 
 

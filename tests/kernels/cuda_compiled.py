@@ -54,7 +54,8 @@ class Kernel:
 
     @property
     def label(self) -> str:
-        return f"{self.name}<{', '.join(filter(None, [self.type, str(self.number or '')]))}>"
+        arguments = ", ".join(filter(None, [self.type, str(self.number or "")]))
+        return f"{self.name}<{arguments}>" if arguments else self.name
 
 
 def sources() -> list[str]:

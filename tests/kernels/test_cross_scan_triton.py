@@ -24,6 +24,13 @@ EVERY = list(itertools.product(ORDERS, SMALL))
 
 
 @pytest.fixture(autouse=True)
+def interpreter(request):
+    if getattr(request.node, "callspec", None) and request.node.callspec.params.get("device") == "cpu":
+        if not INTERPRETED:
+            pytest.skip("Triton compiles for the GPU here; with TRITON_INTERPRET=1 its interpreter runs on the CPU")
+
+
+@pytest.fixture(autouse=True)
 def poisoned_results(monkeypatch):
     """Every result starts out as NaN, or as 77, so that what a kernel does not write shows."""
     plain = torch.Tensor.new_empty
@@ -189,11 +196,12 @@ def test_vmap(device):
     assert torch.equal(mapped[1], cross_scan(x[:, 1], "bidi"))
 
 
-def test_the_choice_of_a_backend():
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_choice_of_a_backend(device):
     assert backends.names("cross_scan") == ["triton", "pytorch"]
     assert backends.choose("cross_scan", "cpu")[0].name == "pytorch"
     assert backends.choose("cross_scan", "cuda")[0].name == "triton"
-    x = torch.randn(1, 2, 3, 4)
+    x = torch.randn(1, 2, 3, 4, device=device)
     assert torch.equal(cross_scan_fn(x, force_torch=True), cross_scan(x))
     with pytest.raises(ValueError, match="backend: 'cuda' is not one of 'triton', 'pytorch'"):
         cross_scan(x, backend="cuda")
@@ -203,10 +211,11 @@ def test_the_choice_of_a_backend():
     assert torch.equal(cross_scan(x > 0), cross_scan(x) > 0)
 
 
-def test_the_error_where_triton_is_absent(monkeypatch):
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_error_where_triton_is_absent(monkeypatch, device):
     monkeypatch.setattr("vmamba_kernels.triton_support.INSTALLED", False)
     with pytest.raises(RuntimeError, match="cross_scan: backend 'triton' is absent: .*pip install triton"):
-        cross_scan(torch.randn(1, 2, 3, 4), backend="triton")
+        cross_scan(torch.randn(1, 2, 3, 4, device=device), backend="triton")
     assert backends.choose("cross_scan", "cuda")[0].name == "pytorch"
 
 
