@@ -2,9 +2,10 @@
 
     python kernels/benchmarks/gates.py [--architecture sm_90]
 
-CUDA: nvcc; a row for each instance, with instructions of a thread per position where tests/kernels/cuda_registers_*.py
-counts them, in the instance for bfloat16; as measured on sm_90 only. Triton: ahead of time, a row for each description in tests/kernels/aot_*.py, with instructions per element.
-The ceilings stand there too. How instructions are counted: `instructions_per_position` in tests/kernels/sass.py.
+CUDA: nvcc; a row for each instance. tests/kernels/cuda_registers_*.py says which kernels have their instructions
+counted, and at how many positions a loop; on sm_90, in the instance for bfloat16. Triton: ahead of time; a row for each
+description in tests/kernels/aot_*.py. The ceilings stand there too; how instructions are counted, in
+`instructions_per_position` of tests/kernels/sass.py and `instructions_per_element` of tests/kernels/triton_aot.py.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def cuda_table(architecture: str) -> None:
                 positions, ceiling = counts[key]
                 spent = f"{code(kernel).instructions_per_position(positions):.0f} ({ceiling:g})"
             widths = f"{code(kernel).load_bits}, {code(kernel).store_bits}"
-            registers = f"{kernel.registers} ({table.CEILINGS[key]})"
+            registers = f"{kernel.registers} ({cuda.ceilings(source, architecture)[key]})"
             row(source, f"`{kernel.label}`", registers, kernel.stack + kernel.spills, widths, spent)
     print()
 

@@ -4,6 +4,7 @@ A source kernels/csrc/cuda/<source>.cu has a file cuda_registers_<source>.py bes
 that of its __global__ function without namespace; its number the first integer among its template arguments, else 0.
 
     CEILINGS      {(kernel, number): registers}: a row for every kernel, and a kernel for every row
+    CEILINGS_OF   {"sm_120": {(kernel, number): registers}}: what an architecture has instead; optional
     INSTANCES     how many kernels the source has in all, so that none goes missing
     LOAD_BITS     {kernel: bits}: its widest read of global memory is at least that wide; optional
     STORE_BITS    the same of its writes; optional
@@ -66,6 +67,11 @@ def sources() -> list[str]:
 def table(source: str) -> ModuleType:
     """The ceilings of a source."""
     return import_module(f".cuda_registers_{source}", __package__)
+
+
+def ceilings(source: str, architecture: str) -> dict[tuple[str, int], int]:
+    """The most registers of each kernel of a source on an architecture."""
+    return table(source).CEILINGS | getattr(table(source), "CEILINGS_OF", {}).get(architecture, {})
 
 
 def compiled(source: str, architecture: str) -> tuple[Path, str]:

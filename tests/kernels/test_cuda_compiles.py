@@ -8,7 +8,18 @@ from __future__ import annotations
 import pytest
 
 from . import sass
-from .cuda_compiled import ARCHITECTURES, NVCC, Kernel, code_reader, compiled, counted, kernels, sources, table
+from .cuda_compiled import (
+    ARCHITECTURES,
+    NVCC,
+    Kernel,
+    ceilings,
+    code_reader,
+    compiled,
+    counted,
+    kernels,
+    sources,
+    table,
+)
 
 
 def cases(*architectures: str) -> list:
@@ -38,20 +49,20 @@ def test_every_source_has_a_table():
 @pytest.mark.parametrize("source, architecture", cases(*ARCHITECTURES))
 def test_no_kernel_spills_and_registers_stay_below_their_ceilings(source, architecture):
     found = kernels(compile_or_skip(source, architecture)[1])
-    ceilings = table(source).CEILINGS
-    assert {(k.name, k.number) for k in found} == set(ceilings)
+    most = ceilings(source, architecture)
+    assert {(k.name, k.number) for k in found} == set(most)
     assert len(found) == table(source).INSTANCES
     spill = getattr(table(source), "SPILLS", ())
-    assert not [k for k in found if k.registers > ceilings[k.name, k.number]]
+    assert not [k for k in found if k.registers > most[k.name, k.number]]
     assert not [k for k in found if (k.spills or k.stack) and k.name not in spill]
 
 
 @pytest.mark.parametrize("source, architecture", cases("sm_90"))
 def test_memory_is_read_and_written_in_wide_pieces(source, architecture):
     cubin, log = compile_or_skip(source, architecture, reads_code=True)
-    code, ceilings = code_reader(cubin), table(source)
-    spill = getattr(ceilings, "SPILLS", ())
-    loads, stores = getattr(ceilings, "LOAD_BITS", {}), getattr(ceilings, "STORE_BITS", {})
+    code, limits = code_reader(cubin), table(source)
+    spill = getattr(limits, "SPILLS", ())
+    loads, stores = getattr(limits, "LOAD_BITS", {}), getattr(limits, "STORE_BITS", {})
     found = kernels(log)
     assert {*loads, *stores} <= {k.name for k in found}
     for kernel in found:
