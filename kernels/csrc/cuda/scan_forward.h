@@ -67,7 +67,8 @@ constexpr int kManyStatesBlocks = 4;
 #endif
 
 template <typename T, int kStates>
-__global__ void __launch_bounds__(kMostThreads, kStates == 1 ? 4 : kManyStatesBlocks) scan_forward(const __grid_constant__ Forward f) {
+__global__ void __launch_bounds__(kMostThreads, kStates == 1 ? 4 : kManyStatesBlocks)
+    scan_forward(const __grid_constant__ Forward f) {
   using Memory = ForwardMemory<T, kStates>;
   using Input = typename Memory::Input;
   using Projections = typename Memory::Projections;
