@@ -16,6 +16,7 @@ from torch import Tensor
 from vmamba_kernels import scan_order
 from vmamba_kernels.selective_scan import reference as scan_reference
 from vmamba_kernels.ss2d import reference
+from vmamba_kernels.ss2d.sequences import padded_map
 
 from .emulated_program import ROUNDING, TYPES, run_program
 
@@ -66,7 +67,7 @@ class Case:
             "A": -torch.rand(K * C, N, generator=g) * 2,
             "D": random(K * C) if self.weights else None,
             "delta_bias": random(K * C) - 1 if self.weights else None,
-            "maps": maps,
+            "maps": padded_map(self.order, *self.size, torch.device("cpu")),
             "dout": image(self.layout[1], self.low_dout),
         }
 

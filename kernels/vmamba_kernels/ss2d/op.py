@@ -38,7 +38,7 @@ def _unfused() -> _Implementation:
     return _Implementation(partial(reference.forward, scan=scan), partial(reference.backward, scan=scan))
 
 
-_implementations = {"cpu": _module(sequences), "unfused": _unfused(), "reference": _module(reference)}
+_implementations = {"cpu": _module(sequences), "cuda": _module(sequences), "unfused": _unfused(), "reference": _module(reference)}
 
 
 def backend_for(dtype: torch.dtype, device: str) -> str:
@@ -95,7 +95,7 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor]:
     batch, _, H, W = sizes(x, channel_first)
     d_state = A.shape[1]
-    kept = stored_states(H * W, d_state) if save_states else 0
+    kept = stored_states(H * W, d_state, x.device.type) if save_states else 0
     return empty_image(x, out_dtype, channel_first), A.new_empty(batch, kept, d_state, A.shape[0])
 
 
@@ -187,5 +187,6 @@ torch.library.register_vmap("vmamba::ss2d", _one_by_one(forward), lib=_library)
 torch.library.register_vmap("vmamba::ss2d_backward", _one_by_one(backward), lib=_library)
 
 register(Backend("ss2d", "cpu", devices=("cpu",), missing=lambda: sequences.missing("cpu", "CPU")))
+register(Backend("ss2d", "cuda", devices=("cuda",), missing=lambda: sequences.missing("cuda", "CUDA")))
 register(Backend("ss2d", "unfused"))
 register(Backend("ss2d", "reference"))

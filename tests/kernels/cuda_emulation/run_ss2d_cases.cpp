@@ -14,8 +14,8 @@ struct Sizes {
   i64 x[3], dout[3], x_dbl[3];  // strides in elements; the results lie as x and x_dbl do
 };
 
-Sequence sequence(const Memory& memory, const i64 (&strides)[3], int element) {
-  return {memory.data, strides[0] * element, strides[1] * element, strides[2] * element, element, false};
+Image image_of(const Memory& memory, const i64 (&strides)[3], int element) {
+  return {memory.data, strides[0] * element, strides[1] * element, unsigned(strides[2] * element)};
 }
 
 template <typename T>
@@ -40,10 +40,10 @@ bool run_case() {
   Ss2d p;
   p.batch = z.batch, p.length = z.length, p.directions = int(z.directions), p.channels = int(z.channels);
   p.rank = int(z.rank), p.states = int(z.states);
-  p.x = sequence(x, z.x, element);
-  p.x_dbl = sequence(x_dbl, z.x_dbl, element);
+  p.x = image_of(x, z.x, element);
+  p.x_dbl = image_of(x_dbl, z.x_dbl, element);
   p.dt_weight = dt_weight.floats(), p.A = A.floats(), p.D = D.floats(), p.delta_bias = bias.floats();
-  p.maps = reinterpret_cast<const i64*>(maps.data);
+  p.maps = reinterpret_cast<const unsigned*>(maps.data);
   const i64 KC = z.directions * z.channels, image = z.batch * z.channels * z.length;
 
   const int out_element = z.out_f32 ? 4 : element;
@@ -52,7 +52,7 @@ bool run_case() {
   f.ss2d = p;
   bool tallies_shared = false;
   if (!ss2d_plan(f.ss2d, tallies_shared, false, z.shared_bytes, int(z.processors))) fail("the forward does not fit");
-  f.out = sequence(out, z.x, out_element);
+  f.out = image_of(out, z.x, out_element);
   f.out_f32 = z.out_f32 != 0;
   f.stored_states = stored.floats();
   if (type == Type::f32)
@@ -70,11 +70,11 @@ bool run_case() {
   if (!ss2d_plan(b.ss2d, b.tallies_shared, true, z.shared_bytes, int(z.processors))) fail("the backward does not fit");
   b.groups = ss2d_groups(b.ss2d, int(z.processors));
   b.dout_f32 = z.dout_f32 != 0;
-  b.dout = sequence(dout, z.dout, z.dout_f32 ? 4 : element);
-  b.dx = sequence(dx, z.x, element);
+  b.dout = image_of(dout, z.dout, z.dout_f32 ? 4 : element);
+  b.dx = image_of(dx, z.x, element);
   b.stored_states = stored.floats();
   Ss2dReduction r;
-  r.dx_dbl = sequence(dx_dbl, z.x_dbl, element);
+  r.dx_dbl = image_of(dx_dbl, z.x_dbl, element);
   r.d_dt_weight = dW.floats();
   r.dA = dA.floats();
   r.dD = D.data ? dD.floats() : nullptr;
