@@ -127,10 +127,10 @@ __global__ void __launch_bounds__(kSs2dThreads) ss2d_backward(const __grid_const
 
 #pragma unroll 1
         for (int n0 = 0; n0 < N; n0 += kStates, parity ^= 1) {
-          float a[kStates][kSteps], decay[kStates];
+          float a[kStates][kSteps];
           float* total = shared + m.totals + parity * kStates * 3 * p.threads + at.column;
           if (busy) {
-            float h[kStates], g[kStates];
+            float h[kStates], g[kStates], decay[kStates];
 #pragma unroll
             for (int j = 0; j < kStates; ++j) {
               decay[j] = shared[m.decay + (n0 + j) * p.width + at.column];
@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(kSs2dThreads) ss2d_backward(const __grid_const
 #pragma unroll
           for (int j = 0; j < kStates; ++j) {
             float to_B[kSteps], to_C[kSteps];
-            const float A = decay[j] * (1.0f / kLog2e);
+            const float A = shared[m.decay + (n0 + j) * p.width + at.column] * (1.0f / kLog2e);
             dA[j] = 0.0f;
 #pragma unroll
             for (int i = kSteps - 1; i >= 0; --i) {

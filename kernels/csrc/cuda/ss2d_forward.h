@@ -82,10 +82,10 @@ __global__ void __launch_bounds__(kSs2dThreads, kStates == 1 ? 2 : 1) ss2d_forwa
       }
 #pragma unroll 1
       for (int n0 = 0; n0 < N; n0 += kStates, parity ^= 1) {
-        float a[kStates][kSteps], decay[kStates];
+        float a[kStates][kSteps];
         float* total = shared + m.totals + parity * kStates * 2 * p.threads + at.column;
         if (busy) {
-          float h[kStates];
+          float h[kStates], decay[kStates];
 #pragma unroll
           for (int j = 0; j < kStates; ++j) {
             decay[j] = shared[m.decay + (n0 + j) * p.width + at.column];

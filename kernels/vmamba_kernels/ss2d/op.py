@@ -38,7 +38,12 @@ def _unfused() -> _Implementation:
     return _Implementation(partial(reference.forward, scan=scan), partial(reference.backward, scan=scan))
 
 
-_implementations = {"cpu": _module(sequences), "cuda": _module(sequences), "unfused": _unfused(), "reference": _module(reference)}
+_implementations = {
+    "cpu": _module(sequences),
+    "cuda": _module(sequences),
+    "unfused": _unfused(),
+    "reference": _module(reference),
+}
 
 
 def backend_for(dtype: torch.dtype, device: str) -> str:
