@@ -20,7 +20,8 @@ def main() -> None:
     g = torch.Generator().manual_seed(0)
     for H, W, channels, states, rank, order in (
         (7, 7, 40, 1, 6, "cross2d"), (1, 70, 97, 1, 1, "bidi"), (33, 1, 12, 3, 5, "cross2d"),
-        (67, 61, 9, 1, 6, "rot90"), (5, 8, 36, 16, 4, "rows_both"), (5, 7, 6, 40, 33, "unidi"), (150, 149, 3, 1, 2, "rows_both"),
+        (67, 61, 9, 1, 6, "rot90"), (5, 8, 36, 16, 4, "rows_both"), (5, 7, 6, 40, 33, "unidi"),
+        (150, 149, 3, 1, 2, "rows_both"),
     ):  # fmt: skip
         for dtype in (torch.float32, torch.bfloat16):
             L, K = H * W, len(scan_order(order, 1, 1))

@@ -48,7 +48,8 @@ def resources(log: str) -> dict[tuple[str, int, int], dict[str, int]]:
     """Registers and bytes of stack and spills, by kernel, states taken at once and number of states, 0 for any."""
     found = {}
     pattern = (
-        r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+        r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+        r"(\d+) bytes spill loads"
         r".*?Used (\d+) registers"
     )
     for mangled, stack, stores, loads, registers in re.findall(pattern, log, re.DOTALL):

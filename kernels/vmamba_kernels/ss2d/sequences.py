@@ -1,8 +1,8 @@
 """ss2d by a compiled library, which knows sequences and the map of an order, but neither images nor names of orders.
 
 `vmamba::_ss2d_sequences` takes x [B, C, L] of any type and strides, x_dbl [B, L, J], the weights in float32 and the map
-[K, L] of the order; a library implements it, and its backward, for the device it serves. On the CPU x_dbl is float32 and
-the map int64; on CUDA x_dbl has x's type and the map is that of `padded_map`.
+[K, L] of the order; a library implements it, and its backward, for the device it serves. On the CPU x_dbl is float32
+and the map int64; on CUDA x_dbl has x's type and the map is that of `padded_map`.
 """
 
 from __future__ import annotations
