@@ -49,6 +49,14 @@ struct Piece<16> {
 
 #ifndef VMAMBA_EMULATED
 
+// The same address of device memory, which the compiler then keeps and does not put together again at every use.
+template <typename P>
+__device__ __forceinline__ P* pinned(P* address) {
+  asm("" : "+l"(address));
+  __builtin_assume(__isGlobal(address));
+  return address;
+}
+
 // 2^x; results below 2^-126 are 0.
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;

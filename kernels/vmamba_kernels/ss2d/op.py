@@ -54,6 +54,7 @@ def _unfused() -> _Implementation:
 
 _implementations = {
     "cpu": _module(sequences),
+    "cuda": _module(sequences),
     "triton": _triton(),
     "unfused": _unfused(),
     "reference": _module(reference),
@@ -114,7 +115,7 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor]:
     batch, _, H, W = sizes(x, channel_first)
     d_state = A.shape[1]
-    kept = stored_states(H * W, d_state) if save_states else 0
+    kept = stored_states(H * W, d_state, x.device.type) if save_states else 0
     return empty_image(x, out_dtype, channel_first), A.new_empty(batch, kept, d_state, A.shape[0])
 
 
@@ -206,6 +207,7 @@ torch.library.register_vmap("vmamba::ss2d", _one_by_one(forward), lib=_library)
 torch.library.register_vmap("vmamba::ss2d_backward", _one_by_one(backward), lib=_library)
 
 register(Backend("ss2d", "cpu", devices=("cpu",), missing=lambda: sequences.missing("cpu", "CPU")))
+register(Backend("ss2d", "cuda", devices=("cuda",), missing=lambda: sequences.missing("cuda", "CUDA")))
 register(triton_backend("ss2d"))
 register(Backend("ss2d", "unfused"))
 register(Backend("ss2d", "reference"))
