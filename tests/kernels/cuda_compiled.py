@@ -1,7 +1,9 @@
 """The CUDA sources compiled by nvcc without a GPU, and what came out: registers, spills, widths, instructions.
 
-A source kernels/csrc/cuda/<source>.cu has a file cuda_registers_<source>.py beside this one. The name of a kernel is
-that of its __global__ function without namespace; its number the first integer among its template arguments, else 0.
+A source kernels/csrc/cuda/<source>.cu has a file cuda_registers_<source>.py beside this one. Sources that differ by type
+(<family>_bf16.cu ...) have cuda_registers_<family>.py together, and <family>.cu has no kernels then. The name of a
+kernel is that of its __global__ function without namespace; its number the first integer among its template arguments,
+else 0.
 
     CEILINGS      {(kernel, number): registers}: a row for every kernel, and a kernel for every row
     CEILINGS_OF   {"sm_120": {(kernel, number): registers}}: what an architecture has instead; optional
@@ -12,7 +14,8 @@ that of its __global__ function without namespace; its number the first integer 
                   `sass.Function.instructions_per_position` says in the instance for bfloat16 (or the only one), on
                   sm_90; optional
     SPILLS        kernels that may spill; optional
-    SAMPLED       False keeps the source out of the sample that `make test` compiles; optional
+
+`make test` compiles cuda_sample.cu, and holds it to the ceilings of the kernels that it names.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ TORCH = Path(find_spec("torch").origin).parent
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 ARCHITECTURES = ("sm_90", "sm_80", "sm_100", "sm_120")
 FLAGS = ["-O3", "-std=c++17", "-cubin", "-Xptxas", "-v", "-DUSE_CUDA"]
-FLAGS += ["-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{TORCH / 'include'}"]
+SAMPLE = Path(__file__).with_name("cuda_sample.cu")
+FLAGS += [f"-I{SOURCES}", "-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{TORCH / 'include'}"]
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,19 @@ class Kernel:
 
 
 def sources() -> list[str]:
-    """Names of the CUDA sources."""
-    return sorted(path.stem for path in SOURCES.glob("*.cu"))
+    """Names of the CUDA sources that have kernels."""
+    return [stem for stem in sorted(path.stem for path in SOURCES.glob("*.cu")) if stem not in families()]
+
+
+def families() -> set[str]:
+    """Names of the sources whose kernels stand in sources of one type each."""
+    return {path.stem.removesuffix("_bf16") for path in SOURCES.glob("*_bf16.cu")}
 
 
 def table(source: str) -> ModuleType:
     """The ceilings of a source."""
-    return import_module(f".cuda_registers_{source}", __package__)
+    family = re.sub("_(bf16|f16|f32)$", "", source)
+    return import_module(f".cuda_registers_{family if family in families() else source}", __package__)
 
 
 def ceilings(source: str, architecture: str) -> dict[tuple[str, int], int]:
@@ -75,8 +85,9 @@ def ceilings(source: str, architecture: str) -> dict[tuple[str, int], int]:
 
 
 def compiled(source: str, architecture: str) -> tuple[Path, str]:
-    """The cubin of a source and what ptxas said of it, made once for each state of the sources."""
-    files = sorted([*SOURCES.parent.glob("common/*.h"), *SOURCES.glob("*.h"), SOURCES / f"{source}.cu"])
+    """The cubin of a source (or the sample) and what ptxas said of it, made once for each state of the sources."""
+    path = SOURCES / f"{source}.cu" if (SOURCES / f"{source}.cu").exists() else SAMPLE
+    files = sorted([*SOURCES.parent.glob("common/*.h"), *SOURCES.glob("*.h"), path])
     digest = hashlib.sha256(" ".join(FLAGS).encode() + b"".join(p.read_bytes() for p in files)).hexdigest()[:16]
     folder = ROOT / "build" / "cuda_compiled"
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +98,7 @@ def compiled(source: str, architecture: str) -> tuple[Path, str]:
         if not log.exists():
             for old in folder.glob(f"{source}-{architecture}-*"):
                 old.unlink()
-            command = [str(NVCC), *FLAGS, f"-arch={architecture}", str(SOURCES / f"{source}.cu"), "-o", str(cubin)]
+            command = [str(NVCC), *FLAGS, f"-arch={architecture}", str(path), "-o", str(cubin)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=570)
             assert done.returncode == 0, done.stderr[-3000:]
             log.with_suffix(".new").write_text(done.stderr)
