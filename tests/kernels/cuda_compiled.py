@@ -1,7 +1,7 @@
 """The CUDA sources compiled by nvcc without a GPU, and what came out: registers, spills, widths, instructions.
 
-A source kernels/csrc/cuda/<source>.cu has a file cuda_registers_<source>.py beside this one. Sources that differ by type
-(<family>_bf16.cu ...) have cuda_registers_<family>.py together, and <family>.cu has no kernels then. The name of a
+A source kernels/csrc/cuda/<source>.cu has a file cuda_registers_<source>.py beside this one. Sources that differ by
+type (<family>_bf16.cu ...) have cuda_registers_<family>.py together, and <family>.cu has no kernels then. The name of a
 kernel is that of its __global__ function without namespace; its number the first integer among its template arguments,
 else 0.
 
