@@ -55,7 +55,7 @@ def resources(log: str) -> dict[tuple[str, int, int], dict[str, int]]:
     for mangled, stack, stores, loads, registers in re.findall(pattern, log, re.DOTALL):
         name = re.search("ss2d_(forward|backward|reduce_rows|reduce_weights)", mangled)[0]
         numbers = [int(n) for n in re.findall(r"Li(\d+)E", mangled)] or [0, 0]
-        found[name, *numbers] = {
+        found[(name, numbers[0], numbers[1])] = {
             "stack": int(stack),
             "spills": int(stores) + int(loads),
             "registers": int(registers),
