@@ -75,6 +75,7 @@ def load_pretrained(config: CfgNode, trainer: Trainer) -> None:
                 entry=entry,
                 prefer_ema=prefer_ema,
                 allow_head_mismatch=config.MODEL.ALLOW_HEAD_MISMATCH,
+                quiet=True,
             )
         except WeightsDoNotFit as error:
             trainer.logger.error(f"{path} does not fit the model:\n{error.report.table()}")

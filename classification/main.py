@@ -28,11 +28,13 @@ from classification.throughput import measure_throughput
 from classification.train import Trainer, TrainingStopped, train_one_epoch
 from classification.world import World, start_world
 from vmamba.errors import UserError
+from vmamba.host_memory import keep_freed_memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what the command line asks for and return the exit code."""
     config, stated = parse(argv)
+    keep_freed_memory()
     console = Console(file=sys.stdout)
     with (
         start_world(config.DEVICE, config.MEMORY_LIMIT_RATE) as world,

@@ -42,7 +42,7 @@ class Predictor:
             raise CheckpointError(f"{weights}: its configuration lacks {error}; {_NEXT_STEP}") from error
         except (TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{weights}: its configuration is damaged ({error}); {_NEXT_STEP}") from error
-        load_weights(self.model, payload, prefer_ema=True)
+        load_weights(self.model, payload, prefer_ema=True, quiet=True)
         self.model.to(self.device).eval()
         self.class_names: list[str] = _names(payload.get("class_names"), count)
 

@@ -1,28 +1,45 @@
-"""Images per second of whole backbones, side by side in one run: ``python kernels/benchmarks/backbone.py``.
+"""Images per second of whole networks, side by side in one run: ``python kernels/benchmarks/backbone.py``.
 
-Every model sees the same random batch. Repeats of the models are interleaved, so that a slow minute of the machine
-falls on all of them; the figure is the median over the repeats, the ratio is against the first model named.
+Every network sees the same random batch. Their turns alternate, so that a slow minute of the machine falls on all of
+them; the figure is the median over the turns, the ratio is against the first network named. NAME/unfused is a network
+of ours whose scan runs as separate ops. Training is forward, loss, backward and AdamW.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import timm
 import torch
+from report import Report
 
 import vmamba.models  # noqa: F401  registers the models with timm
+from vmamba.models import SS2D
 
-MODELS = ("vmamba_tiny_s1l8", "swin_tiny_patch4_window7_224", "convnext_tiny")
+NETWORKS = ("vmamba_tiny_s1l8", "vmamba_tiny_s1l8/unfused", "swin_tiny_patch4_window7_224", "convnext_tiny")
+Step = Callable[[], object]
 
 
-def inference_step(model: torch.nn.Module, images: torch.Tensor) -> Callable[[], None]:
+def build(name: str, device: torch.device) -> torch.nn.Module:
+    """The network of that name with random weights, its scans in separate ops if it ends in "/unfused"."""
+    torch.manual_seed(0)
+    published, _, how = name.partition("/")
+    model = timm.create_model(published).to(device)
+    if how not in ("", "unfused"):
+        raise SystemExit(f"error: --networks {name}: after the slash only 'unfused' is known")
+    if how:
+        for module in model.modules():
+            if isinstance(module, SS2D):
+                module.options = replace(module.options, fused=False)
+    return model
+
+
+def inference_step(model: torch.nn.Module, images: torch.Tensor) -> Step:
     model.eval()
 
     def step() -> None:
@@ -32,7 +49,7 @@ def inference_step(model: torch.nn.Module, images: torch.Tensor) -> Callable[[],
     return step
 
 
-def training_step(model: torch.nn.Module, images: torch.Tensor) -> Callable[[], None]:
+def training_step(model: torch.nn.Module, images: torch.Tensor) -> Step:
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     labels = torch.arange(len(images), device=images.device)
@@ -46,7 +63,7 @@ def training_step(model: torch.nn.Module, images: torch.Tensor) -> Callable[[], 
     return step
 
 
-def seconds(step: Callable[[], None], device: torch.device, count: int) -> float:
+def seconds(step: Step, device: torch.device, count: int) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
@@ -57,31 +74,22 @@ def seconds(step: Callable[[], None], device: torch.device, count: int) -> float
     return (time.perf_counter() - start) / count
 
 
-def measure(names: list[str], mode: str, args: argparse.Namespace) -> dict[str, list[float]]:
-    """Return images per second, one value a repeat, of each model in `mode`."""
+def prepared(name: str, mode: str, args: argparse.Namespace) -> Step:
+    """A warm step of a network."""
     device = torch.device(args.device)
-    make = inference_step if mode == "inference" else training_step
-    steps = {}
-    for name in names:
-        torch.manual_seed(0)
-        model = timm.create_model(name).to(device)
-        images = torch.randn(args.batch_size, 3, args.size, args.size, device=device)
-        if args.channels_last:
-            model, images = model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
-        step = make(model, images)
-        if args.amp != "off":
-            step = autocast(step, device.type, getattr(torch, args.amp))
-        for _ in range(args.warmup):
-            step()
-        steps[name] = step
-    speeds: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(args.repeats):
-        for name, step in steps.items():
-            speeds[name].append(args.batch_size / seconds(step, device, args.steps))
-    return speeds
+    model = build(name, device)
+    images = torch.randn(args.batch, 3, args.size, args.size, device=device)
+    if args.channels_last:
+        model, images = model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+    step = (inference_step if mode == "inference" else training_step)(model, images)
+    if args.amp != "off":
+        step = autocast(step, device.type, getattr(torch, args.amp))
+    for _ in range(args.warmup):
+        step()
+    return step
 
 
-def autocast(step: Callable[[], None], device_type: str, dtype: torch.dtype) -> Callable[[], None]:
+def autocast(step: Step, device_type: str, dtype: torch.dtype) -> Step:
     def wrapped() -> None:
         with torch.autocast(device_type, dtype):
             step()
@@ -89,45 +97,61 @@ def autocast(step: Callable[[], None], device_type: str, dtype: torch.dtype) -> 
     return wrapped
 
 
+def measure(mode: str, args: argparse.Namespace, report: Report) -> None:
+    """A row for each network: images per second of a mode, or why there are none."""
+    steps: dict[str, Step] = {}
+    for name in args.networks:
+        try:
+            steps[name] = prepared(name, mode, args)
+        except (RuntimeError, AssertionError) as error:  # out of memory, or an image size that a network refuses
+            report.add(network=name, mode=mode, ms=None, skipped=str(error).splitlines()[0][:120])
+            print(f"{mode:9}  {name:32} skipped: {report.rows[-1]['skipped']}")
+    device = torch.device(args.device)
+    speeds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(args.turns):
+        for name, step in steps.items():
+            speeds[name].append(args.batch / seconds(step, device, args.steps))
+    first = statistics.median(next(iter(speeds.values()), [1.0]))
+    for name, values in speeds.items():
+        median = statistics.median(values)
+        row = {"images_per_second": median, "least": min(values), "most": max(values), "times_first": median / first}
+        report.add(network=name, mode=mode, batch=args.batch, size=args.size, ms=1e3 * args.batch / median, **row)
+        spread = f"{min(values):.1f} to {max(values):.1f}"
+        print(f"{mode:9}  {name:32} {median:8.1f} images/s  ({spread})  {median / first:.2f} x {next(iter(speeds))}")
+
+
 def method(args: argparse.Namespace) -> str:
-    device = (
-        torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.processor() or platform.machine()
-    )
     return (
-        f"method: {device}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, "
-        f"torch {torch.__version__}, timm {timm.__version__}, float32 weights, autocast {args.amp}, "
-        f"TF32 {torch.backends.cuda.matmul.allow_tf32}, channels_last {args.channels_last}, eager, batch "
-        f"{args.batch_size} at {args.size}x{args.size}; {args.warmup} warm-up steps, median of {args.repeats} "
-        f"interleaved repeats of {args.steps} steps; training = forward, loss, backward, AdamW"
+        f"float32 weights, autocast {args.amp}, TF32 {torch.backends.cuda.matmul.allow_tf32}, channels_last "
+        f"{args.channels_last}, eager, batch {args.batch} at {args.size}x{args.size}; {args.warmup} warm-up steps, "
+        f"median of {args.turns} turns of {args.steps} steps, the networks by turns; wall clock; training = forward, "
+        "loss, backward, AdamW"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), help="timm names, ours among them")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), metavar="NAME", help="timm names, ours too")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--modes", nargs="+", default=["inference", "training"], choices=("inference", "training"))
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=224, help="pixels a side")
     parser.add_argument("--amp", choices=("off", "bfloat16", "float16"), default="off")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--warmup", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=1, help="steps in one repeat")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--steps", type=int, default=1, help="in one turn")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="keep the figures in this file")
     args = parser.parse_args()
 
-    print(method(args))
-    figures: dict[str, dict[str, float]] = {}
-    for mode in ("inference", "training"):
-        speeds = measure(args.models, mode, args)
-        first = statistics.median(speeds[args.models[0]])
-        for name, values in speeds.items():
-            median = statistics.median(values)
-            figures.setdefault(name, {})[mode] = median
-            spread = f"{min(values):.1f} to {max(values):.1f}"
-            print(f"{mode:9}  {name:32} {median:8.1f} images/s  ({spread})  {median / first:.2f} x {args.models[0]}")
-    if args.json:
-        args.json.write_text(json.dumps({"method": method(args), "images_per_second": figures}, indent=2) + "\n")
+    report = Report("backbone", args.device, method(args))
+    steps = args.turns * args.steps + args.warmup
+    print(f"plan: {len(args.networks)} networks x {len(args.modes)} modes x {steps} steps")
+    for mode in args.modes:
+        measure(mode, args, report)
+        if args.device == "cuda":
+            torch.cuda.empty_cache()
+    report.close(args.json)
 
 
 if __name__ == "__main__":

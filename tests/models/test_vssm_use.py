@@ -40,6 +40,8 @@ OPTIONS = {
     "oncnorm": dict(forward_type="v05_oncnorm_noz"),
     "onsoftmax": dict(forward_type="v05_onsoftmax_noz"),
     "onsigmoid": dict(forward_type="v05_onsigmoid_noz"),
+    "m0": dict(forward_type="m0", ssm_init="v2", ssm_d_state=4),
+    "m0_noz_channel_last": dict(forward_type="m0_noz", ssm_init="v1", ssm_d_state=3, norm_layer="ln"),
     "activations": dict(ssm_act_layer="ReLU", mlp_act_layer="sigmoid", ssm_init="v1", ssm_dt_rank=3),
     "dropouts": dict(ssm_drop_rate=0.2, mlp_drop_rate=0.2, drop_rate=0.2, drop_path_rate=0.2),
 }
@@ -159,7 +161,7 @@ def test_half_weights_train() -> None:
     assert all(p.grad.dtype == torch.bfloat16 and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["published", "channel_last", "vanilla"])
+@pytest.mark.parametrize("name", ["published", "channel_last", "vanilla", "m0"])
 def test_channels_last_input_and_model(name: str) -> None:
     model = build(name).eval()
     x = torch.randn(2, 3, 48, 40)
@@ -246,7 +248,7 @@ def test_replicas_use_their_own_parameters() -> None:
     assert torch.equal(replica(model, 1.5)(x), scaled(x)) and not torch.equal(scaled(x), model(x))
 
 
-@pytest.mark.parametrize("name", ["published", "posembed", "vanilla"])
+@pytest.mark.parametrize("name", ["published", "posembed", "vanilla", "m0"])
 def test_meta_device_then_weights(name: str) -> None:
     model = build(name, device="meta")
     assert all(p.is_meta for p in model.parameters())
@@ -274,7 +276,7 @@ def test_dtype_and_device_reach_every_parameter() -> None:
     assert {p.dtype for p in backbone.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("name", ["published", "channel_last", "vanilla", "posembed", "down_v2"])
+@pytest.mark.parametrize("name", ["published", "channel_last", "vanilla", "posembed", "down_v2", "m0"])
 def test_export_with_dynamic_height_and_width(name: str) -> None:
     model = build(name, drop_path_rate=0.0).eval()
     sides = {2: torch.export.Dim("height", min=32, max=4096), 3: torch.export.Dim("width", min=32, max=4096)}
@@ -285,7 +287,7 @@ def test_export_with_dynamic_height_and_width(name: str) -> None:
             assert torch.allclose(exported(x), model(x), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["published", "gate"])
+@pytest.mark.parametrize("name", ["published", "gate", "m0"])
 def test_compile_as_one_graph_with_dynamic_sizes(name: str) -> None:
     torch._dynamo.reset()
     model = build(name, depths=(1,)).eval()
@@ -323,3 +325,39 @@ def test_on_gpu(name: str, gpu: torch.device) -> None:
 def test_options_can_be_given_by_name() -> None:
     text, named = build(forward_type="v05_noz"), build(forward_type=ForwardType(gate=False))
     assert torch.equal(parameters_to_vector(text.parameters()), parameters_to_vector(named.parameters()))
+
+
+def plain_mlp(mlp: Mlp, x: torch.Tensor) -> torch.Tensor:
+    return mlp.fc2(F.gelu(mlp.fc1(x)))
+
+
+def test_the_mlp_is_its_plain_layers_whatever_runs_it() -> None:
+    mlp, x = Mlp(24, 40), torch.randn(2, 5, 5, 24)
+    torch.testing.assert_close(mlp(x), plain_mlp(mlp, x))
+    grads = [torch.autograd.grad(f.square().sum(), list(mlp.parameters())) for f in (mlp(x), plain_mlp(mlp, x))]
+    torch.testing.assert_close(*grads)
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(x), plain_mlp(mlp, x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert mlp(x).dtype is torch.bfloat16
+    assert mlp.bfloat16()(x.bfloat16()).dtype is torch.bfloat16
+
+
+def test_hooks_and_replaced_layers_of_the_mlp_are_called() -> None:
+    mlp, x, seen = Mlp(4, 6), torch.randn(3, 4), []
+    handle = mlp.fc1.register_forward_hook(lambda *_: seen.append("fc1"))
+    mlp(x)
+    handle.remove()
+    mlp.act.register_forward_hook(lambda *_: seen.append("act"))
+    mlp(x)
+    assert seen == ["fc1", "act"]
+
+    class Doubled(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    mlp = Mlp(4, 6)
+    doubled = Doubled(4, 6)
+    doubled.load_state_dict(mlp.fc1.state_dict())
+    mlp.fc1 = doubled
+    torch.testing.assert_close(mlp(x), mlp.fc2(F.gelu(doubled(x))))

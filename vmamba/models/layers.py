@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vmamba_kernels.bias_gelu import bias_gelu, bias_gelu_in_place, fuses
+
 from ..errors import UserError, closest
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU, "sigmoid": nn.Sigmoid}
@@ -98,14 +100,32 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.channel_first:
             x = x.permute(0, 2, 3, 1)
-        x = self.fc1(x)
         if self.gated:
-            x, z = x.chunk(2, dim=-1)
+            x, z = self.fc1(x).chunk(2, dim=-1)
             x = x * self.act(z)
+        elif self._fuses(x):
+            x = F.linear(x, self.fc1.weight)
+            bias = self.fc1.bias
+            x = self.drop(bias_gelu(x, bias) if torch.is_grad_enabled() else bias_gelu_in_place(x, bias))
         else:
-            x = self.drop(self.act(x))
+            x = self.drop(self.act(self.fc1(x)))
         x = self.drop(self.fc2(x))
         return x.permute(0, 3, 1, 2) if self.channel_first else x
+
+    def _fuses(self, x: Tensor) -> bool:
+        """Whether one kernel may stand for fc1's bias and the GELU: plain layers, unhooked, run eagerly."""
+        fc1, act = self.fc1, self.act
+        hooks = (fc1._forward_hooks, fc1._forward_pre_hooks, act._forward_hooks, act._forward_pre_hooks)
+        return (
+            (type(fc1), type(act), type(x), type(fc1.weight)) == (nn.Linear, nn.GELU, Tensor, nn.Parameter)
+            and act.approximate == "none"
+            and not any(hooks)
+            and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()
+            and x.dtype is fc1.weight.dtype
+            and fuses(x.dtype, x.device.type)
+            and not torch.is_autocast_enabled(x.device.type)
+        )
 
 
 def patch_embed(

@@ -11,7 +11,7 @@ import inspect
 import itertools
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -320,14 +320,36 @@ class VSSM(nn.Module):
         """Names of parameters that take no weight decay, as published."""
         return {"pos_embed"}
 
+    def read_published_keys(
+        self, state_dict: Mapping[str, Tensor], prefix: str = ""
+    ) -> tuple[dict[str, Tensor], dict[str, str], dict[str, tuple[tuple[int, ...], tuple[int, ...]]]]:
+        """The weights under the present names, {old name: new name}, and {key: (old, new shape)} of what was resized.
+
+        Only keys that start with `prefix` are read; the position embedding is resized to this model's.
+        """
+        state, renamed = rename_published_keys(state_dict, prefix)
+        key = f"{prefix}pos_embed"
+        pos = state.get(key)
+        if pos is None or self.pos_embed is None or pos.dim() != 4 or pos.shape[2:] == self.pos_embed.shape[2:]:
+            return state, renamed, {}
+        height, width = self.pos_embed.shape[2:]
+        state[key] = resize_pos_embed(pos, (height, width))
+        return state, renamed, {key: (tuple(pos.shape), tuple(state[key].shape))}
+
+    def load_pretrained(self, path: str) -> Any:
+        """Load a checkpoint of any published layout for timm's `pretrained=True` and return the loader's report.
+
+        The head may have another number of classes, and the first convolution other input channels, as timm adapts it.
+        Everything else must fit.
+        """
+        from ..weights.adapting import load_adapted
+
+        return load_adapted(self, path)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        renamed, _ = rename_published_keys(state_dict, prefix)
-        pos = renamed.get(f"{prefix}pos_embed")
-        if pos is not None and self.pos_embed is not None and pos.shape[2:] != self.pos_embed.shape[2:]:
-            height, width = self.pos_embed.shape[2:]
-            renamed[f"{prefix}pos_embed"] = resize_pos_embed(pos, (height, width))
+        state, _, _ = self.read_published_keys(state_dict, prefix)
         state_dict.clear()
-        state_dict.update(renamed)
+        state_dict.update(state)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

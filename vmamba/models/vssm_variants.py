@@ -11,9 +11,10 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor
 
-from ..errors import UserError
+from ..weights.adapting import weights_for_timm
+from ..weights.fetching import fetch_pretrained
+from ..weights.released import released_classifier
 from .vssm import VSSM
-from .vssm_keys import rename_published_keys, resize_pos_embed
 
 _VANILLA = dict(
     ssm_d_state=16,
@@ -34,6 +35,17 @@ _VMAMBA = dict(
 )
 _S2 = dict(_VMAMBA, ssm_ratio=2.0)
 _S1 = dict(_VMAMBA, ssm_ratio=1.0)
+_MAMBA2 = dict(
+    ssm_d_state=64,
+    ssm_ratio=1.0,
+    ssm_act_layer="gelu",
+    ssm_conv_bias=False,
+    ssm_init="v2",
+    forward_type="m0_noz",
+    mlp_ratio=4.0,
+    downsample_version="v3",
+    patchembed_version="v2",
+)
 
 VARIANTS = (
     "vanilla_vmamba_tiny",
@@ -48,6 +60,9 @@ VARIANTS = (
     "vmamba_tiny_0220",
     "vmamba_tiny_0229",
     "vmamba_tiny_0229flex",
+    "vmamba_tiny_m2",
+    "vmamba_small_m2",
+    "vmamba_base_m2",
 )
 
 
@@ -68,27 +83,27 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs({f"{name}.in1k": _cfg() for name in VARIANTS})
+def _url(name: str) -> str:
+    released = released_classifier(name)
+    return released.url if released else ""
+
+
+default_cfgs = generate_default_cfgs({f"{name}.in1k": _cfg(url=_url(name), custom_load=True) for name in VARIANTS})
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: VSSM) -> dict[str, Tensor]:
-    """The weights of a published file under this model's names, its position embedding resized to the model's."""
-    state_dict, _ = rename_published_keys(state_dict.get("model", state_dict))
-    pos = state_dict.get("pos_embed")
-    if pos is not None and model.pos_embed is not None and pos.shape != model.pos_embed.shape:
-        height, width = model.pos_embed.shape[2:]
-        state_dict["pos_embed"] = resize_pos_embed(pos, (height, width))
-    return state_dict
+    """The weights of a published file under this model's names, its position embedding resized to the model's.
+
+    Head and first convolution may differ, which timm adapts; anything else that does is a `WeightsDoNotFit`.
+    """
+    return weights_for_timm(model, state_dict)
 
 
 def _create(variant: str, pretrained: bool, channel_first: bool, published: dict[str, Any], **kwargs: Any) -> Any:
     """The variant with its published arguments, those of the caller taking precedence."""
     overlay = kwargs.get("pretrained_cfg_overlay") or {}
     if pretrained and not kwargs.get("pretrained_cfg") and not ({"file", "url", "state_dict"} & set(overlay)):
-        raise UserError(
-            f"pretrained: there is no file known for {variant!r}; pass pretrained_cfg_overlay=dict(file='PATH') "
-            "or call vmamba.weights.load_weights(model, 'PATH')"
-        )
+        kwargs["pretrained_cfg_overlay"] = {**overlay, "file": str(fetch_pretrained(variant))}
     arguments = {"norm_layer": "ln2d" if channel_first else "ln", **published, **kwargs}
     stages = len(arguments["depths"])
     out_indices = arguments.pop("out_indices", tuple(range(stages)))
@@ -184,3 +199,24 @@ def vmamba_tiny_0229flex(pretrained: bool = False, channel_first: bool = False, 
     """VMamba-T(0229flex) of the first README, the network of 0229 in another training, 28.8 M parameters."""
     published = dict(_S2, dims=96, depths=(2, 2, 4, 2), drop_path_rate=0.2)
     return _create("vmamba_tiny_0229flex", pretrained, channel_first, published, **kwargs)
+
+
+@register_model
+def vmamba_tiny_m2(pretrained: bool = False, channel_first: bool = False, **kwargs: Any) -> VSSM:
+    """VMamba-T with the state-space dual scan of mamba2, 25.3 M parameters; no weights were published."""
+    published = dict(_MAMBA2, dims=96, depths=(2, 2, 4, 2), drop_path_rate=0.2)
+    return _create("vmamba_tiny_m2", pretrained, channel_first, published, **kwargs)
+
+
+@register_model
+def vmamba_small_m2(pretrained: bool = False, channel_first: bool = False, **kwargs: Any) -> VSSM:
+    """VMamba-S with the state-space dual scan of mamba2, 39.1 M parameters; no weights were published."""
+    published = dict(_MAMBA2, dims=96, depths=(2, 2, 12, 2), drop_path_rate=0.3)
+    return _create("vmamba_small_m2", pretrained, channel_first, published, **kwargs)
+
+
+@register_model
+def vmamba_base_m2(pretrained: bool = False, channel_first: bool = False, **kwargs: Any) -> VSSM:
+    """VMamba-B with the state-space dual scan of mamba2, 67.5 M parameters; no weights were published."""
+    published = dict(_MAMBA2, dims=128, depths=(2, 2, 12, 2), drop_path_rate=0.3)
+    return _create("vmamba_base_m2", pretrained, channel_first, published, **kwargs)

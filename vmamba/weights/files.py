@@ -12,23 +12,27 @@ from typing import IO, Any
 import torch
 
 from vmamba.weights.manifest import MANIFEST, CheckpointError, entry_for, manifest_text, read_manifest, verify
+from vmamba.weights.safetensors_file import write_safetensors
 
 _LEFTOVER = ".*.tmp-*"
 
 
-def save_checkpoint(path: str | Path, payload: dict[str, Any], *, epoch: int | None = None) -> None:
+def save_checkpoint(
+    path: str | Path, payload: dict[str, Any], *, epoch: int | None = None, about: dict[str, Any] | None = None
+) -> None:
     """Write `payload` to `path` atomically and record its sha256 in the manifest beside it.
 
     The payload holds plain Python types and tensors only, so that it loads with ``weights_only=True``; a path that ends
-    in ``.safetensors`` takes a flat dict of tensors. Raises `CheckpointError` when the disk refuses; the old file is
-    then untouched.
+    in ``.safetensors`` takes a flat dict of tensors, and `about`, plain data, for its metadata. Raises
+    `CheckpointError` when the disk refuses; the old file is then untouched.
     """
     path = Path(path)
     temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
-            _write_safetensors(temporary, payload)
+            write_safetensors(temporary, payload, about)
+            _sync(temporary)
         else:
             _write(temporary, lambda file: torch.save(payload, file))
         _record_and_rename(temporary, path, payload.get("epoch") if epoch is None else epoch)
@@ -53,6 +57,15 @@ def link_checkpoint(source: str | Path, path: str | Path) -> None:
         raise _refused(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def adopt_checkpoint(path: str | Path) -> str:
+    """Record the sha256 of a file that came from elsewhere in the manifest beside it, and return it."""
+    path = Path(path)
+    files = read_manifest(path.parent)
+    files[path.name] = entry_for(path, path, {}, None)
+    write_text(path.parent / MANIFEST, manifest_text(files))
+    return files[path.name]["sha256"]
 
 
 def drop_checkpoint(path: str | Path) -> None:
@@ -125,16 +138,6 @@ def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         write(file)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    from safetensors.torch import save_file
-
-    wrong = [name for name, value in tensors.items() if not isinstance(value, torch.Tensor)]
-    if wrong:
-        raise CheckpointError(f"{path}: '{wrong[0]}' is no tensor, as safetensors needs; write a .pth file")
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
-    _sync(path)
 
 
 def _sync(path: Path) -> None:

@@ -2,70 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from vmamba.weights.manifest import CheckpointError
+from vmamba.weights.contents import behind, choose_entry, choose_prefix, find_state_dict
 from vmamba.weights.reading import load_checkpoint
+from vmamba.weights.report import LoadReport, Shape, WeightsDoNotFit
 
-_WRAPPERS = ("module.", "_orig_mod.")
+__all__ = ["LoadReport", "WeightsDoNotFit", "find_state_dict", "find_weights", "fit_weights", "load_weights"]
+
 _HEAD_NAMES = ("classifier.head", "head.fc", "head", "fc", "classifier")
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What became of each key; `mismatched` and `resized` hold (key, shape in the file, shape in the model)."""
-
-    matched: tuple[str, ...] = ()
-    renamed: tuple[tuple[str, str], ...] = ()
-    resized: tuple[tuple[str, tuple, tuple], ...] = ()
-    missing: tuple[str, ...] = ()
-    unexpected: tuple[str, ...] = ()
-    mismatched: tuple[tuple[str, tuple, tuple], ...] = ()
-    head_dropped: tuple[str, ...] = field(default=())
-
-    @property
-    def clean(self) -> bool:
-        """True when every key of the file found its place and every key of the model got a value."""
-        return not (self.missing or self.unexpected or self.mismatched)
-
-    def summary(self) -> str:
-        """Return the counts in one line, with the first names of what does not fit."""
-        parts = [f"{len(self.matched)} keys matched"]
-        for label, names in (("renamed", self.renamed), ("resized", self.resized), ("head dropped", self.head_dropped)):
-            if names:
-                parts.append(f"{len(names)} {label}")
-        for label, rows in self._problems():
-            if rows:
-                more = ", ..." if len(rows) > 2 else ""
-                parts.append(f"{len(rows)} {label} ({', '.join(rows[:2])}{more})")
-        return ", ".join(parts)
-
-    def table(self, limit: int = 8) -> str:
-        """Return a short table of the keys that do not fit, `limit` rows of each kind."""
-        lines = []
-        for label, rows in self._problems():
-            lines += [f"{label:<11} {row}" for row in rows[:limit]]
-            if len(rows) > limit:
-                lines.append(f"{label:<11} ... and {len(rows) - limit} more")
-        return "\n".join(lines)
-
-    def _problems(self) -> list[tuple[str, list[str]]]:
-        shapes = [f"{key} {list(a)} in the file, {list(b)} in the model" for key, a, b in self.mismatched]
-        return [("missing", list(self.missing)), ("unexpected", list(self.unexpected)), ("mismatched", shapes)]
-
-
-class WeightsDoNotFit(CheckpointError):
-    """Weights of another model; `report` tells every key."""
-
-    def __init__(self, message: str, report: LoadReport) -> None:
-        super().__init__(message)
-        self.report = report
 
 
 def load_weights(
@@ -77,97 +30,148 @@ def load_weights(
     entry: str | None = None,
     allow_missing: Iterable[str] = (),
     allow_unexpected: Iterable[str] = (),
+    quiet: bool = False,
 ) -> LoadReport:
-    """Load weights from a file or a dict into `model` and return a `LoadReport`.
+    """Load weights from a file or a dict into `model`; print and return a `LoadReport`.
 
-    Published and earlier key names are renamed first. Anything missing, unexpected or of another shape raises
-    `WeightsDoNotFit` before the model is touched, except: the classifier's last layer with `allow_head_mismatch` (it
-    keeps its fresh values), and keys that match a pattern of `allow_missing` or `allow_unexpected`.
+    Reads every layout that `load_checkpoint` and `contents` know. Published and earlier key names are renamed, position
+    embeddings resized. Anything missing, unexpected or of another shape raises `WeightsDoNotFit` before the model is
+    touched, except: the classifier's last layer with `allow_head_mismatch` (it keeps its fresh values), and keys that
+    match a pattern of `allow_missing` or `allow_unexpected`.
     `prefer_ema` takes the averaged weights of a training checkpoint where it has them; `entry` names one entry.
+    The report goes to standard error, from the first process only; `quiet` leaves that to the caller.
     """
     name = str(source) if isinstance(source, str | Path) else "the given dict"
     payload = load_checkpoint(source) if isinstance(source, str | Path) else source
-    found = find_state_dict(payload, prefer_ema=prefer_ema, entry=entry, name=name)
-    target = model.state_dict()
-    state, renamed, resized = _fit_names(found, model)
+    report, state = fit_weights(
+        model,
+        payload,
+        allow_head_mismatch=allow_head_mismatch,
+        prefer_ema=prefer_ema,
+        entry=entry,
+        allow_missing=allow_missing,
+        allow_unexpected=allow_unexpected,
+        name=name,
+    )
+    if not quiet and os.environ.get("RANK", "0") == "0":
+        print(report.full_table(), file=sys.stderr)
+    if not report.clean:
+        raise WeightsDoNotFit(f"{name} does not fit {type(model).__name__}: {report.summary()}{_hint(report)}", report)
+    model.load_state_dict(state, strict=False)
+    return report
+
+
+@dataclass(frozen=True)
+class FoundWeights:
+    """The weights of a payload under a model's names, and how they came to it; see `LoadReport` for the words."""
+
+    state: dict[str, Tensor]
+    renamed: dict[str, str]
+    resized: dict[str, tuple[Shape, Shape]]
+    outside: tuple[str, ...]
+    place: str
+
+
+def find_weights(
+    model: nn.Module,
+    payload: Mapping[str, Any],
+    *,
+    prefer_ema: bool = False,
+    entry: str | None = None,
+    name: str = "the given dict",
+) -> FoundWeights:
+    """Return the weights of a checkpoint under the model's names, without touching the model, fitting or not."""
+    key, found = choose_entry(payload, prefer_ema=prefer_ema, entry=entry, name=name)
+    known = model.state_dict().keys()
+    prefix = choose_prefix(found, lambda state: len(_read_names(state, model)[0].keys() & known), prefer_ema)
+    state, renamed, resized = _read_names(behind(found, prefix), model)
+    places = [f"entry '{key}'"] * bool(key) + [f"keys under '{prefix}'"] * bool(prefix)
+    outside = tuple(key for key in found if not key.startswith(prefix))
+    return FoundWeights(state, renamed, resized, outside, f" ({', '.join(places)})" if places else "")
+
+
+def fit_weights(
+    model: nn.Module,
+    payload: Mapping[str, Any],
+    *,
+    allow_head_mismatch: bool = False,
+    prefer_ema: bool = False,
+    entry: str | None = None,
+    allow_missing: Iterable[str] = (),
+    allow_unexpected: Iterable[str] = (),
+    first_conv: str = "",
+    name: str = "the given dict",
+) -> tuple[LoadReport, dict[str, Tensor]]:
+    """Return the report and the weights that fit, without touching the model, which may be on "meta".
+
+    The arguments are those of `load_weights`; `first_conv` names the convolution whose input channels may be adapted,
+    by timm's rule, and `name` is what messages call the payload.
+    """
+    found = find_weights(model, payload, prefer_ema=prefer_ema, entry=entry, name=name)
+    state, target = found.state, model.state_dict()
+    _adapt_channels(state, target, f"{first_conv}.weight", found.resized)
 
     head = _head_keys(model, target)
     missing = [key for key in target if key not in state]
     unexpected = [key for key in state if key not in target]
-    mismatched = [
-        (key, tuple(value.shape), tuple(target[key].shape))
+    mismatched = {
+        key: (key, tuple(value.shape), tuple(target[key].shape))
         for key, value in state.items()
         if key in target and value.shape != target[key].shape
-    ]
+    }
     dropped: list[str] = []
-    if allow_head_mismatch:
-        wrong = {key for key, _, _ in mismatched} | set(missing)
-        if wrong & head:
-            dropped = sorted(head)
-            mismatched = [row for row in mismatched if row[0] not in head]
-            missing = [key for key in missing if key not in head]
+    if allow_head_mismatch and head & (mismatched.keys() | set(missing)):
+        dropped = sorted(head)
+        mismatched = {key: row for key, row in mismatched.items() if key not in head}
+        missing = [key for key in missing if key not in head]
+    matched = [key for key in state if key in target and key not in dropped and key not in mismatched]
     report = LoadReport(
-        matched=tuple(key for key in state if key in target and key not in dropped and key not in _keys(mismatched)),
-        renamed=tuple(renamed),
-        resized=tuple(resized),
+        matched=tuple(matched),
+        renamed=tuple(found.renamed.items()),
+        resized=tuple((key, old, new) for key, (old, new) in found.resized.items()),
         missing=tuple(key for key in missing if not _any_match(key, allow_missing)),
         unexpected=tuple(key for key in unexpected if not _any_match(key, allow_unexpected)),
-        mismatched=tuple(mismatched),
+        mismatched=tuple(mismatched.values()),
         head_dropped=tuple(dropped),
+        kept=tuple(key for key in missing if _any_match(key, allow_missing)),
+        left_out=tuple(key for key in unexpected if _any_match(key, allow_unexpected)),
+        outside=found.outside,
+        source=f"{name} into {type(model).__name__}{found.place}",
     )
-    if not report.clean:
-        hint = ""
-        if not report.missing and not report.unexpected and set(_keys(mismatched)) <= head:
-            hint = "; only the head differs: --allow-head-mismatch starts it fresh"
-        raise WeightsDoNotFit(f"{name} does not fit {type(model).__name__}: {report.summary()}{hint}", report)
-    model.load_state_dict({key: state[key] for key in report.matched}, strict=False)
-    return report
+    return report, {key: state[key] for key in matched}
 
 
-def find_state_dict(
-    payload: Mapping[str, Any], *, prefer_ema: bool = False, entry: str | None = None, name: str = "the given dict"
-) -> dict[str, Tensor]:
-    """Return the {key: tensor} part of a checkpoint: `entry`, else one of the usual names, else `payload` itself."""
-    if entry is not None:
-        if not isinstance(payload.get(entry), Mapping):
-            raise CheckpointError(f"{name} has no entry '{entry}'; it has {', '.join(map(str, payload))}")
-        return _tensors(payload[entry])
-    usual = ("model_ema", "state_dict_ema") if prefer_ema else ()
-    for key in (*usual, "model", "state_dict", "module"):
-        if isinstance(payload.get(key), Mapping):
-            return _tensors(payload[key])
-    state = _tensors(payload)
-    if not state:
-        raise CheckpointError(f"{name} holds no weights; its entries are {', '.join(map(str, payload)) or 'none'}")
-    return state
+def _read_names(state: dict[str, Tensor], model: nn.Module):
+    """Return the state under the model's names, {old: new} of the renamed and {key: (old, new shape)} of the resized.
+
+    Each part of the model that has had other names reads its own, see `VSSM.read_published_keys`.
+    """
+    renamed: dict[str, str] = {}
+    resized: dict[str, tuple] = {}
+    for name, module in model.named_modules():
+        read = getattr(module, "read_published_keys", None)
+        if callable(read):
+            state, more_renamed, more_resized = read(state, f"{name}." if name else "")
+            renamed.update(more_renamed)
+            resized.update(more_resized)
+    return state, renamed, resized
 
 
-def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+def _adapt_channels(
+    state: dict[str, Tensor], target: Mapping[str, Tensor], key: str, resized: dict[str, tuple]
+) -> None:
+    """Fit the weight `key` to the model's input channels in place, where these are all that differs."""
+    if key not in state or key not in target:
+        return
+    from timm.models import adapt_input_conv
 
-
-def _fit_names(state: dict[str, Tensor], model: nn.Module):
-    """Return the state under the model's names, the renamed keys (old, new) and the resized (key, old, new shape)."""
-    for wrapper in _WRAPPERS:
-        if state and all(key.startswith(wrapper) for key in state):
-            state = {key.removeprefix(wrapper): value for key, value in state.items()}
-    return _rename_published(state, model)
-
-
-def _rename_published(state: dict[str, Tensor], model: nn.Module):
-    from vmamba.models.vssm import VSSM
-    from vmamba.models.vssm_keys import rename_published_keys, resize_pos_embed
-
-    if not isinstance(model, VSSM):
-        return state, [], []
-    state, changed = rename_published_keys(state)
-    resized = []
-    stored = state.get("pos_embed")
-    if stored is not None and model.pos_embed is not None and stored.shape[2:] != model.pos_embed.shape[2:]:
-        grid = model.pos_embed.shape[2:]
-        state["pos_embed"] = resize_pos_embed(stored, (int(grid[0]), int(grid[1])))
-        resized.append(("pos_embed", tuple(stored.shape), tuple(model.pos_embed.shape)))
-    return state, list(changed.items()), resized
+    old, new = tuple(state[key].shape), tuple(target[key].shape)
+    if old != new and len(old) == 4 and old[:1] + old[2:] == new[:1] + new[2:]:
+        try:
+            state[key] = adapt_input_conv(new[1], state[key])
+        except NotImplementedError:  # the rule knows colour images only; the shapes stay reported as mismatched
+            return
+        resized[key] = (old, new)
 
 
 def _head_keys(model: nn.Module, target: Mapping[str, Tensor]) -> set[str]:
@@ -182,8 +186,14 @@ def _head_keys(model: nn.Module, target: Mapping[str, Tensor]) -> set[str]:
     return set()
 
 
-def _keys(rows: Iterable[tuple]) -> list[str]:
-    return [row[0] for row in rows]
+def _hint(report: LoadReport) -> str:
+    """Return what to do where only the head differs."""
+    heads = ("head", "fc", "classifier")
+    differing = [row[0] for row in report.mismatched]
+    only_head = differing and all(key.rpartition(".")[0].rpartition(".")[2] in heads for key in differing)
+    if only_head and not report.missing and not report.unexpected:
+        return "; only the head differs: --allow-head-mismatch starts it fresh"
+    return ""
 
 
 def _any_match(key: str, patterns: Iterable[str]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import Any
 from vmamba.errors import UserError
 
 MANIFEST = "manifest.json"
+_NAMED_DIGEST = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
 
 
 class CheckpointError(UserError):
@@ -121,7 +123,18 @@ def _problem(path: Path) -> str | None:
         size = path.stat().st_size
         sizes = f", and has {size} bytes, not {entry['size']}" if size != entry["size"] else ""
         return f"its sha256 is {digest[:12]}..., not {entry['sha256'][:12]}... as {MANIFEST} says{sizes}"
-    return _check_archive(path)
+    return _check_name(path) or _check_archive(path)
+
+
+def _check_name(path: Path) -> str | None:
+    """Compare the digest at the end of a published name, ``name-0123abcd.pth``, with the file's; a date is none."""
+    named = _NAMED_DIGEST.search(path.name)
+    if named is None or named[1].isdigit():
+        return None
+    digest = sha256_of(path)
+    return (
+        None if digest.startswith(named[1]) else f"its sha256 is {digest[:12]}..., not {named[1]}... as its name says"
+    )
 
 
 def _check_archive(path: Path) -> str | None:

@@ -1,6 +1,6 @@
 // vmamba::selective_scan and its backward on CUDA tensors: checks, allocation, launches on PyTorch's current stream.
 
-#include "scan_run.h"
+#include "scan_entry_definitions.h"
 #include "tensors.h"
 
 namespace vmamba::cuda {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..backends import Backend, choose, register
 from ..selective_scan.op import by_device, by_device_backward
+from ..triton_support import triton_backend
 from . import reference, sequences
 from .layout import empty_image, sizes, stored_states
 
@@ -32,6 +34,18 @@ def _module(module: ModuleType) -> _Implementation:
     return _Implementation(module.forward, module.backward)
 
 
+def _triton() -> _Implementation:
+    """The Triton kernels, imported when they are first called."""
+
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        return import_module(f"{__package__}.triton").forward(*arguments)
+
+    def backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return import_module(f"{__package__}.triton").backward(*arguments)
+
+    return _Implementation(forward, backward)
+
+
 def _unfused() -> _Implementation:
     """The reference's composition, with the selective scan of the tensor's device inside."""
     scan = reference.Scan(by_device, by_device_backward)
@@ -41,6 +55,7 @@ def _unfused() -> _Implementation:
 _implementations = {
     "cpu": _module(sequences),
     "cuda": _module(sequences),
+    "triton": _triton(),
     "unfused": _unfused(),
     "reference": _module(reference),
 }
@@ -193,5 +208,6 @@ torch.library.register_vmap("vmamba::ss2d_backward", _one_by_one(backward), lib=
 
 register(Backend("ss2d", "cpu", devices=("cpu",), missing=lambda: sequences.missing("cpu", "CPU")))
 register(Backend("ss2d", "cuda", devices=("cuda",), missing=lambda: sequences.missing("cuda", "CUDA")))
+register(triton_backend("ss2d"))
 register(Backend("ss2d", "unfused"))
 register(Backend("ss2d", "reference"))

@@ -1,0 +1,11 @@
+#include <cstdint>
+
+#include "bias_gelu_args.h"
+#include "vec_portable.h"
+
+#include "bias_gelu.h"
+
+const vmamba::BiasGeluKernels& vmamba::portable_bias_gelu() {
+  static const BiasGeluKernels kernels{bias_gelu_forward, bias_gelu_backward};
+  return kernels;
+}
