@@ -1,9 +1,7 @@
 """The CUDA sources compiled by nvcc without a GPU, and what came out: registers, spills, widths, instructions.
 
-A source kernels/csrc/cuda/<source>.cu has a file cuda_registers_<source>.py beside this one. Sources that differ by
-type (<family>_bf16.cu ...) have cuda_registers_<family>.py together, and <family>.cu has no kernels then. The name of a
-kernel is that of its __global__ function without namespace; its number the first integer among its template arguments,
-else 0.
+A source kernels/csrc/cuda/<source>.cu has a file cuda_registers_<source>.py beside this one. The name of a kernel is
+that of its __global__ function without namespace; its number the first integer among its template arguments, else 0.
 
     CEILINGS      {(kernel, number): registers}: a row for every kernel, and a kernel for every row
     CEILINGS_OF   {"sm_120": {(kernel, number): registers}}: what an architecture has instead; optional
@@ -64,19 +62,13 @@ class Kernel:
 
 
 def sources() -> list[str]:
-    """Names of the CUDA sources that have kernels."""
-    return [stem for stem in sorted(path.stem for path in SOURCES.glob("*.cu")) if stem not in families()]
-
-
-def families() -> set[str]:
-    """Names of the sources whose kernels stand in sources of one type each."""
-    return {path.stem.removesuffix("_bf16") for path in SOURCES.glob("*_bf16.cu")}
+    """Names of the CUDA sources."""
+    return sorted(path.stem for path in SOURCES.glob("*.cu"))
 
 
 def table(source: str) -> ModuleType:
     """The ceilings of a source."""
-    family = re.sub("_(bf16|f16|f32)$", "", source)
-    return import_module(f".cuda_registers_{family if family in families() else source}", __package__)
+    return import_module(f".cuda_registers_{source}", __package__)
 
 
 def ceilings(source: str, architecture: str) -> dict[tuple[str, int], int]:

@@ -5,12 +5,11 @@
 
 namespace vmamba::cuda {
 
-// Each type is compiled in a file of its own.
+// The other types are compiled in files of their own.
 #define VMAMBA_ELSEWHERE(T)                                                      \
   extern template void ss2d_forward_of<T>(Ss2dForward, float*, const Queue&); \
   extern template void ss2d_backward_of<T>(Ss2dBackward, Ss2dReduction, float*, const Queue&);
 VMAMBA_ELSEWHERE(float)
-VMAMBA_ELSEWHERE(BFloat16)
 VMAMBA_ELSEWHERE(Float16)
 #undef VMAMBA_ELSEWHERE
 

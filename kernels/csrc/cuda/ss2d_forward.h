@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kSs2dThreads, kStates == 1 ? 2 : 1) ss2d_forwa
         for (int i = 0; i < kSteps; ++i) {
           dtu[i] = dt[i] * u[i];
           time += dt[i];
-          y[i] = k == 0 ? skip * u[i] : 0.0f;
+          y[i] = 0.0f;
         }
       }
 #pragma unroll 1
@@ -147,6 +147,11 @@ __global__ void __launch_bounds__(kSs2dThreads, kStates == 1 ? 2 : 1) ss2d_forwa
       if (busy) {
         unsigned now[kSteps];
         load_positions(map + start, now);
+        if (k == 0 && p.D) {  // read once more rather than kept all the while
+          gather8<T>(x, p.x.position, now, u);
+#pragma unroll
+          for (int i = 0; i < kSteps; ++i) y[i] = fmaf(skip, u[i], y[i]);
+        }
         merge8<T>(p, k, inside, at.column, f.out, f.out_f32, batch, channel, now, exists ? length - first : 0, y);
       }
       if (next < length) {

@@ -1,9 +1,0 @@
-// The kernels of ss2d for bfloat16 inputs.
-#include "ss2d_run.h"
-
-namespace vmamba::cuda {
-
-template void ss2d_forward_of<BFloat16>(Ss2dForward, float*, const Queue&);
-template void ss2d_backward_of<BFloat16>(Ss2dBackward, Ss2dReduction, float*, const Queue&);
-
-}  // namespace vmamba::cuda
