@@ -188,7 +188,7 @@ def test_every_case_agrees_with_float64(tmp_path):
         compare(case, got)
 
 
-@pytest.mark.parametrize("kind", ["asan", "tsan"])
+@pytest.mark.parametrize("kind", ["asan", pytest.param("tsan", marks=pytest.mark.slow)])
 def test_the_sanitizers_find_nothing(kind, tmp_path):
     done, results = run(kind, SANITIZED, tmp_path)
     assert done.returncode == 0, done.stderr[:3000]
@@ -196,6 +196,7 @@ def test_the_sanitizers_find_nothing(kind, tmp_path):
         compare(case, got)
 
 
+@pytest.mark.slow
 def test_a_missing_barrier_is_found(tmp_path):
     done, _ = run("tsan-planted", SANITIZED[:1], tmp_path)
     assert done.returncode == 66

@@ -125,6 +125,7 @@ def test_every_case_agrees_with_float64(tmp_path):
             raise AssertionError(f"{case}: {error}") from None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["asan", "tsan"])
 def test_the_sanitizers_find_nothing(kind, tmp_path):
     done, results = run(kind, SANITIZED, tmp_path)
@@ -133,6 +134,7 @@ def test_the_sanitizers_find_nothing(kind, tmp_path):
         assert_close(got, case.expect())
 
 
+@pytest.mark.slow
 def test_a_missing_barrier_is_found(tmp_path):
     done, _ = run("tsan-planted", SANITIZED[:1], tmp_path)
     assert done.returncode == 66

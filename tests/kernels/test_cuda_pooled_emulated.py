@@ -130,12 +130,14 @@ def test_every_case_agrees_with_float64(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["asan", "tsan"])
 def test_the_sanitizers_find_nothing(kind, tmp_path):
     done = run(kind, SANITIZED, tmp_path)
     assert done.returncode == 0, done.stderr[:3000]
 
 
+@pytest.mark.slow
 def test_a_missing_barrier_is_found(tmp_path):
     done = run("tsan-planted", SANITIZED[:1], tmp_path)
     assert done.returncode == 66

@@ -178,7 +178,7 @@ def test_every_case_agrees_with_float64(cases, tmp_path):
         compare(case, got)
 
 
-@pytest.mark.parametrize("kind", ["asan", "tsan"])
+@pytest.mark.parametrize("kind", ["tsan", pytest.param("asan", marks=pytest.mark.slow)])
 def test_the_sanitizers_find_nothing(kind, tmp_path):
     done, results = run(kind, SANITIZED, tmp_path)
     assert done.returncode == 0, done.stderr[:3000]
@@ -186,6 +186,7 @@ def test_the_sanitizers_find_nothing(kind, tmp_path):
         compare(case, got)
 
 
+@pytest.mark.slow
 def test_a_missing_barrier_is_found(tmp_path):
     done, _ = run("tsan-planted", SANITIZED[:1], tmp_path)
     assert done.returncode == 66
