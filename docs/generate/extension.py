@@ -34,6 +34,7 @@ def read_docstring(app: Sphinx, kind: str, name: str, item: object, options: obj
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    app.setup_extension("sphinx.ext.autodoc")
     app.add_directive("generated", Generated)
     app.connect("autodoc-process-docstring", read_docstring)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

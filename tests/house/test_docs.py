@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 import runpy
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import MODELS
 
 import vmamba
 import vmamba_kernels
@@ -25,6 +25,7 @@ from docs.generate.docstrings import as_rst
 from vmamba.models.forward_type import VERSIONS
 from vmamba.weights import RELEASED
 from vmamba.weights.released import released_classifier
+from vmamba_kernels.cross_scan import orders
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -112,14 +113,13 @@ def test_generated_parts_hold_every_name(site):
     assert all(f'id="vmamba_kernels.{name}"' in api for name in vmamba_kernels.__all__)
 
 
-def test_a_page_in_no_table_of_contents_fails_the_build(tmp_path):
-    """The proof that warnings are errors: a small source with one page that nothing names, and one broken link."""
+def test_a_warning_fails_the_build(tmp_path):
+    """A small source with a page that no table of contents names, and a link to a page that is gone."""
     (tmp_path / "conf.py").write_text('extensions = ["myst_parser", "docs.generate.extension"]\n')
-    (tmp_path / "index.md").write_text("# A\n\n[gone](gone.md)\n\n```{generated} contents.nothing\n```\n")
+    (tmp_path / "index.md").write_text("# A\n\n[gone](gone.md)\n")
     (tmp_path / "lost.md").write_text("# B\n")
     answer = build(tmp_path, tmp_path / "out")
-    assert answer.returncode != 0
-    assert "lost.md" in answer.stderr or "gone" in answer.stderr or "nothing" in answer.stderr
+    assert answer.returncode != 0 and "gone.md" in answer.stderr and "lost.md" in answer.stderr, answer.stderr
 
 
 def test_the_contents_name_every_page_once():
@@ -157,38 +157,28 @@ def test_a_docstring_becomes_text_with_code():
 
 # The operators' pages show fragments, which name tensors that the text around them describes.
 PYTHON = [(page, text) for page, text in blocks("python") if page.parent == DOCS]
-RUNNER = """
-import json, runpy, sys, traceback
-faults = {}
-for name in json.loads(sys.argv[1]):
-    try:
-        runpy.run_path(name)
-    except BaseException:
-        faults[name] = traceback.format_exc()
-json.dump(faults, open("faults.json", "w"))
-"""
 
 
 @pytest.fixture(scope="module")
-def faults(tmp_path_factory) -> dict[str, str]:
-    """What went wrong in each Python block of the pages, run one after another beside a file of released weights."""
-    folder = tmp_path_factory.mktemp("blocks")
+def released_file(tmp_path_factory) -> Path:
+    """A folder with a file of the name, keys and shapes of released weights."""
+    folder = tmp_path_factory.mktemp("released")
     entry = released_classifier("vmamba_tiny_s1l8")
     assert entry is not None
-    torch.manual_seed(0)
     torch.save({"model": vmamba.create_model(entry.model).state_dict()}, folder / entry.file)
-    for index, (_, text) in enumerate(PYTHON):
-        (folder / f"block_{index}.py").write_text(text)
-    names = [f"block_{index}.py" for index in range(len(PYTHON))]
-    environment = {**os.environ, "PYTHONPATH": PACKAGES, "OMP_NUM_THREADS": "1", "VMAMBA_WEIGHTS": str(folder)}
-    command = [sys.executable, "-c", RUNNER, json.dumps(names)]
-    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, timeout=500)
-    return json.loads((folder / "faults.json").read_text())
+    return folder
 
 
-@pytest.mark.parametrize("index", range(len(PYTHON)), ids=[f"{page.stem}" for page, _ in PYTHON])
-def test_a_python_block_runs(index, faults):
-    assert f"block_{index}.py" not in faults, faults[f"block_{index}.py"]
+@pytest.mark.parametrize(("page", "text"), PYTHON, ids=[page.stem for page, _ in PYTHON])
+def test_a_python_block_runs(page, text, released_file, tmp_path, monkeypatch):
+    """The released file lies in the current folder and in that of the weights; registries are put back."""
+    monkeypatch.chdir(released_file)
+    monkeypatch.setenv("VMAMBA_WEIGHTS", str(released_file))
+    monkeypatch.setattr(orders, "_orders", dict(orders._orders))
+    if "mmengine" in text:
+        monkeypatch.setattr(MODELS, "_module_dict", dict(MODELS._module_dict))
+    (tmp_path / "block.py").write_text(text)
+    runpy.run_path(str(tmp_path / "block.py"))
 
 
 @pytest.mark.parametrize(("page", "text"), [case for case in blocks("python") if case[0].parent != DOCS])
