@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -29,8 +30,8 @@ def parameters(module: nn.Module) -> int:
 
 def published_names() -> dict[str, str]:
     """Return {name: the paper's name} of every registered model, in the order of their release."""
-    functions: dict[str, Callable[..., nn.Module]] = {name: getattr(vmamba.models, name) for name in VARIANTS}
-    return {name: str(function.__doc__).split(",")[0] for name, function in functions.items()}
+    first = {name: re.split(r",| of | with ", str(getattr(vmamba.models, name).__doc__))[0] for name in VARIANTS}
+    return {name: f"{paper}, mamba2" if name.endswith("_m2") else paper for name, paper in first.items()}
 
 
 @dataclass(frozen=True)

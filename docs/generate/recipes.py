@@ -14,7 +14,9 @@ from docs.generate.meta_models import parameters
 from vmamba.models.from_config import model_from_config
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "classification"
-# A network of its own: these do not count as training settings.
+# The trainer takes the number of classes from the data.
+CLASSES = {"imagenet": 1000, "digits": 10, "fashion_mnist": 10}
+# What describes the network is no training setting.
 NETWORK = ("MODEL.", "BASE")
 
 
@@ -24,7 +26,7 @@ def networks() -> str:
     for path, config in _recipes():
         vssm, data = config.MODEL.VSSM, config.DATA
         with torch.device("meta"):
-            count = parameters(model_from_config(config))
+            count = parameters(model_from_config(config, num_classes=CLASSES[data.DATASET]))
         rows.append(
             [
                 code(path.stem),

@@ -47,10 +47,17 @@ def classifiers() -> str:
                 PUBLISHED_GMACS.get(name, ""),
                 top1,
                 (entry.second or "") if entry else "",
-                _link(entry) if entry else "none released",
+                code(entry.tag) if entry else "no weights",
             ]
         )
-    return table(["name", "published as", "parameters", "GMACs", "top-1", "top-5", "weights"], rows)
+    return table(["name", "published as", "parameters", "GMACs", "top-1", "top-5", "release"], rows)
+
+
+def files() -> str:
+    """Return the table of the released ImageNet checkpoints."""
+    entries = [entry for entry in RELEASED if entry.task == CLASSIFICATION]
+    rows = ([code(e.model), _link(e), e.tensors, "the average" if e.averaged else "the model"] for e in entries)
+    return table(["model", "file", "tensors", "weights of"], rows)
 
 
 def designs() -> str:
@@ -80,26 +87,25 @@ def designs() -> str:
 
 def detectors() -> str:
     """Return the table of the released Mask R-CNN checkpoints."""
-    return _dense(DETECTION, ["backbone", "recipe", "parameters", "box AP", "mask AP", "weights"])
+    return _dense(DETECTION, ["backbone", "recipe", "parameters", "box AP", "mask AP", "release", "file"])
 
 
 def segmentors() -> str:
     """Return the table of the released UPerNet checkpoints."""
-    return _dense(SEGMENTATION, ["backbone", "recipe", "parameters", "mIoU", "mIoU, multi-scale", "weights"])
+    return _dense(SEGMENTATION, ["backbone", "recipe", "parameters", "mIoU", "multi-scale", "release", "file"])
 
 
 def _dense(task: str, header: list[str]) -> str:
     entries = [entry for entry in RELEASED if entry.task == task]
     return table(
         header,
-        ([code(e.model), e.recipe, f"{e.parameters / 1e6:.0f} M", e.score, e.second or "", _link(e)] for e in entries),
+        ([code(e.model), e.recipe, f"{e.parameters / 1e6:.0f} M", e.score, e.second or "", code(e.tag), _link(e)] for e in entries),
     )
 
 
 def _link(entry: Released) -> str:
-    averaged = " (averaged)" if entry.averaged and entry.task == CLASSIFICATION else ""
-    return f"[`{entry.file}`]({entry.url}) in `{entry.tag}`{averaged}"
+    return f"[{code(entry.file)}]({entry.url})"
 
 
 if __name__ == "__main__":
-    print(classifiers(), designs(), detectors(), segmentors(), sep="\n")
+    print(classifiers(), files(), designs(), detectors(), segmentors(), sep="\n")
