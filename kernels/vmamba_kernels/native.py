@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,6 +71,7 @@ def _try_load(library: Library) -> Library:
     return library
 
 
+@cache
 def _cpu_symbols() -> ctypes.CDLL:
     library = load("cpu")
     if not library.loaded:
