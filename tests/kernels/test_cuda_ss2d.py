@@ -33,7 +33,7 @@ NAMES = ("x", "x_dbl", "dt_weight", "A", "D", "delta_bias")
 
 @pytest.fixture(scope="module", autouse=True)
 def _library():
-    if reason := missing("cuda", "CUDA"):
+    if reason := missing("cuda"):
         pytest.skip(f"ss2d on cuda: {reason}")
 
 

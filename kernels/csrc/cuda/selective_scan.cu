@@ -6,25 +6,7 @@
 namespace vmamba::cuda {
 namespace {
 
-constexpr const char* kOperator = "selective_scan";
-
-bool is_channel_last(const Tensor& t) { return t.stride(1) == 1 && t.stride(2) != 1; }
-
-// Dense [B, KD, L], channel-last if `like` is.
-Tensor allocate_sequence(const Tensor& like, ScalarType type) {
-  const i64 batch = like.size(0), channels = like.size(1), length = like.size(2);
-  if (is_channel_last(like))
-    return allocate(like, {batch, channels, length}, {length * channels, 1, channels}, type);
-  return allocate(like, {batch, channels, length}, type);
-}
-
-// Dense [B, K, N, L], time-last if `like` is.
-Tensor allocate_projection(const Tensor& like) {
-  const i64 batch = like.size(0), groups = like.size(1), states = like.size(2), length = like.size(3);
-  if (like.stride(3) == 1) return allocate(like, {batch, groups, states, length}, like.scalar_type());
-  return allocate(like, {batch, groups, states, length}, {length * groups * states, states, 1, groups * states},
-                  like.scalar_type());
-}
+constexpr const char* kOperator = "selective_scan on cuda";
 
 // A tensor whose channels or time steps lie side by side: itself, or a copy.
 Tensor side_by_side(const Tensor& t) {
@@ -61,7 +43,7 @@ struct Call {
         type(type_of(u_in, kOperator, "u")),
         u(u_in),
         delta(delta_in),
-        A(dense(A_in, kOperator, "A")) {
+        A(A_in) {
     STD_TORCH_CHECK(u.dim() == 3 && delta.dim() == 3 && A.dim() == 2 && B.dim() == 4,
                     "selective_scan on cuda: expected u, delta [B, K*D, L], A [K*D, N], B, C [B, K, N, L]");
     const i64 batch = u.size(0), channels = u.size(1), length = u.size(2), groups = B.size(1), states = A.size(1);
@@ -70,7 +52,7 @@ struct Call {
                         delta_channels > 0 && channels % delta_channels == 0 && states > 0 && states <= 256,
                     "selective_scan on cuda: expected L >= 1, 1 <= N <= 256, and groups and delta channels dividing u's");
     check_shape(delta, {batch, delta_channels, length}, kOperator, "delta");
-    check_shape(A, {channels, states}, kOperator, "A");
+    A = dense(A_in, {channels, states}, kOperator, "A");
     check_shape(B, {batch, groups, states, length}, kOperator, "B");
     check_shape(C, {batch, groups, states, length}, kOperator, "C");
     for (const Tensor* t : {&delta_in, &B, &C})
@@ -92,16 +74,10 @@ struct Call {
     scan.B = projection(B);
     scan.C = projection(C);
     scan.A = floats(A);
-    if (D_in) {
-      D = dense(*D_in, kOperator, "D");
-      check_shape(*D, {channels}, kOperator, "D");
-      scan.D = floats(D);
-    }
-    if (bias_in) {
-      delta_bias = dense(*bias_in, kOperator, "delta_bias");
-      check_shape(*delta_bias, {delta_channels}, kOperator, "delta_bias");
-      scan.delta_bias = floats(delta_bias);
-    }
+    D = dense(D_in, {channels}, kOperator, "D");
+    delta_bias = dense(bias_in, {delta_channels}, kOperator, "delta_bias");
+    scan.D = floats(D);
+    scan.delta_bias = floats(delta_bias);
   }
 
   i64 kept() const { return ceil_div(scan.length, kChunk) - 1; }
@@ -140,16 +116,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> run_backward(
   const Scan& p = call.scan;
   const i64 channels = p.channels();
   check_shape(dout_in, {p.batch, channels, p.length}, kOperator, "dout");
-  check_shape(states_in, {p.batch, call.kept(), p.states, channels}, kOperator, "states");
   STD_TORCH_CHECK(dout_in.scalar_type() == ScalarType::Float || dout_in.scalar_type() == u.scalar_type(),
                   "selective_scan on cuda: dout must be float32 or of u's type");
   const Tensor dout = side_by_side(dout_in);
-  const Tensor states = dense(states_in, kOperator, "states");
-  std::optional<Tensor> dlast;
-  if (dlast_in) {
-    dlast = dense(*dlast_in, kOperator, "dlast_state");
-    check_shape(*dlast, {p.batch, channels, p.states}, kOperator, "dlast_state");
-  }
+  const Tensor states = dense(states_in, {p.batch, call.kept(), p.states, channels}, kOperator, "states");
+  const std::optional<Tensor> dlast = dense(dlast_in, {p.batch, channels, p.states}, kOperator, "dlast_state");
   Tensor du = allocate_sequence(u, u.scalar_type());
   Tensor ddelta = allocate_sequence(delta, delta.scalar_type());
   Tensor dA = allocate(u, {channels, p.states});

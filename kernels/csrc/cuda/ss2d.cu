@@ -15,12 +15,7 @@ VMAMBA_ELSEWHERE(Float16)
 
 namespace {
 
-constexpr const char* kOperator = "ss2d";
-
-// Dense [B, C, L] with the channels side by side.
-Tensor allocate_channel_last(i64 batch, i64 channels, i64 length, const Tensor& like, ScalarType type) {
-  return allocate(like, {batch, channels, length}, {length * channels, 1, channels}, type);
-}
+constexpr const char* kOperator = "ss2d on cuda";
 
 Image image_of(const Tensor& t, const char* name) {
   const i64 element = bytes_of(t.scalar_type());
@@ -51,8 +46,8 @@ struct Call {
        bool backward)
       : queue(queue_of(x, kOperator)),
         type(type_of(x, kOperator, "x")),
-        dt_weight(dense(dt_weight_in, kOperator, "dt_weight")),
-        A(dense(A_in, kOperator, "A")) {
+        dt_weight(dt_weight_in),
+        A(A_in) {
     STD_TORCH_CHECK(x.dim() == 3 && x_dbl.dim() == 3 && dt_weight.dim() == 3 && A.dim() == 2 && maps.dim() == 2,
                     "ss2d on cuda: expected x [B, C, L], x_dbl [B, L, J], dt_weight [K, C, R], A [K*C, N], maps [K, *]");
     Ss2d& p = ss2d;
@@ -69,8 +64,8 @@ struct Call {
     p.rank = int(R);
     p.states = int(N);
     check_shape(x_dbl, {p.batch, p.length, p.row()}, kOperator, "x_dbl");
-    check_shape(dt_weight, {K, C, R}, kOperator, "dt_weight");
-    check_shape(A, {K * C, N}, kOperator, "A");
+    dt_weight = dense(dt_weight_in, {K, C, R}, kOperator, "dt_weight");
+    A = dense(A_in, {K * C, N}, kOperator, "A");
     check_shape(maps, {K, p.map_length()}, kOperator, "maps");
     STD_TORCH_CHECK(x_dbl.scalar_type() == x.scalar_type() && x_dbl.is_contiguous(),
                     "ss2d on cuda: x_dbl must be contiguous and of x's type");
@@ -81,16 +76,10 @@ struct Call {
     p.dt_weight = floats(dt_weight);
     p.A = floats(A);
     p.maps = static_cast<const unsigned*>(maps.data_ptr());
-    if (D_in) {
-      D = dense(*D_in, kOperator, "D");
-      check_shape(*D, {K * C}, kOperator, "D");
-      p.D = floats(D);
-    }
-    if (bias_in) {
-      delta_bias = dense(*bias_in, kOperator, "delta_bias");
-      check_shape(*delta_bias, {K * C}, kOperator, "delta_bias");
-      p.delta_bias = floats(delta_bias);
-    }
+    D = dense(D_in, {K * C}, kOperator, "D");
+    delta_bias = dense(bias_in, {K * C}, kOperator, "delta_bias");
+    p.D = floats(D);
+    p.delta_bias = floats(delta_bias);
     STD_TORCH_CHECK(ss2d_plan(p, tallies_shared, backward, shared_bytes_of(x), queue.processors),
                     "ss2d on cuda: N = ", N, " states and R = ", R, " do not fit into the shared memory of this GPU");
     STD_TORCH_CHECK(p.batch * p.blocks() <= kMostBlocks, "ss2d on cuda: too many images for one call");
@@ -111,7 +100,7 @@ std::tuple<Tensor, Tensor> run_forward(const Tensor& x, const Tensor& x_dbl, con
   const Ss2d& p = call.ss2d;
   STD_TORCH_CHECK(out_dtype == ScalarType::Float || out_dtype == x.scalar_type(),
                   "ss2d on cuda: the output must be float32 or of x's type");
-  Tensor out = allocate_channel_last(p.batch, p.channels, p.length, x, out_dtype);
+  Tensor out = allocate_sequence(x, p.channels, p.length, true, out_dtype);
   Tensor states = allocate(x, {p.batch, save_states ? p.stored() : 0, p.states, i64(p.directions) * p.channels});
   if (p.batch == 0) return {out, states};
   Ss2dForward f;
@@ -140,11 +129,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> run_backward(
   const Ss2d& p = call.ss2d;
   const i64 KC = i64(p.directions) * p.channels;
   check_shape(dout, {p.batch, p.channels, p.length}, kOperator, "dout");
-  check_shape(states_in, {p.batch, p.stored(), p.states, KC}, kOperator, "states");
   STD_TORCH_CHECK(dout.scalar_type() == ScalarType::Float || dout.scalar_type() == x.scalar_type(),
                   "ss2d on cuda: dout must be float32 or of x's type");
-  const Tensor states = dense(states_in, kOperator, "states");
-  Tensor dx = allocate_channel_last(p.batch, p.channels, p.length, x, x.scalar_type());
+  const Tensor states = dense(states_in, {p.batch, p.stored(), p.states, KC}, kOperator, "states");
+  Tensor dx = allocate_sequence(x, p.channels, p.length, true, x.scalar_type());
   Tensor dx_dbl = allocate(x, {p.batch, p.length, p.row()}, x.scalar_type());
   Tensor d_dt_weight = allocate(x, {p.directions, p.channels, p.rank});
   Tensor dA = allocate(x, {KC, p.states});

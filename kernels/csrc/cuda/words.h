@@ -2,7 +2,7 @@
 // With VMAMBA_EMULATED the same kernels are compiled by a C++ compiler and run without a GPU (tests/kernels/cuda_emulation).
 #pragma once
 
-#include <cstdint>
+#include "../common/types.h"
 
 #ifdef VMAMBA_EMULATED
 #include "emulated_words.h"
@@ -14,7 +14,7 @@
 
 namespace vmamba::cuda {
 
-using i64 = std::int64_t;
+using vmamba::i64;
 
 #ifndef VMAMBA_EMULATED
 struct BFloat16 {

@@ -14,26 +14,19 @@ from torch import Tensor
 
 from .. import native
 from ..cross_scan.orders import map_caches, order_map
+from ..registration import library
 from .layout import chunk_length, image_like, positions_last, sizes
 
 _INPUTS = "Tensor x, Tensor x_dbl, Tensor dt_weight, Tensor A, Tensor? D, Tensor? delta_bias, Tensor maps"
 
-_library = torch.library.Library("vmamba", "FRAGMENT")
-_library.define(f"_ss2d_sequences({_INPUTS}, int chunk, ScalarType out_dtype, bool save_states) -> (Tensor, Tensor)")
-_library.define(
+library.define(f"_ss2d_sequences({_INPUTS}, int chunk, ScalarType out_dtype, bool save_states) -> (Tensor, Tensor)")
+library.define(
     f"_ss2d_sequences_backward(Tensor dout, {_INPUTS}, Tensor states, int chunk)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
-def missing(library: str, dispatch_key: str) -> str:
-    """Why the library does not bring ss2d, "" if it does."""
-    reason = native.load(library).reason
-    if reason:
-        return reason
-    if torch._C._dispatch_has_kernel_for_dispatch_key("vmamba::_ss2d_sequences", dispatch_key):
-        return ""
-    return f"libvmamba_{library}.so was built without it; {native.REMEDY}"
+missing = native.asked_once("_ss2d_sequences")
 
 
 @lru_cache(maxsize=128)
