@@ -185,12 +185,21 @@ def cuda_link_folders(torch: Path) -> list[str]:
 def build_cuda(library: Path) -> None:
     nvcc, torch, architectures = cuda_compiler(), torch_folder(), cuda_architectures()
     OBJECTS.mkdir(parents=True, exist_ok=True)
-    jobs = os.environ.get("MAX_JOBS") or str(min(len(architectures) + 1, os.cpu_count() or 1))
-    flags = ["-O3", "-std=c++17", "-shared", "-Xcompiler=-fPIC,-fvisibility=hidden", "-cudart=static"]
-    flags += [f"--threads={jobs}"]
+    flags = ["-O3", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden"]
     flags += [*code_flags(architectures), *STABLE_ABI, "-DUSE_CUDA", f"-I{torch / 'include'}"]
+    sources = sorted((CSRC / "cuda").glob("*.cu"))
+    objects = [str(OBJECTS / f"{source.stem}.cu.o") for source in sources]
+    jobs = max(1, int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1))
+    # What is left over when every source has its process compiles the architectures of a source side by side.
+    threads = min(len(architectures) + 1, max(1, jobs // len(sources)))
+    commands = [
+        [nvcc, *flags, f"--threads={threads}", "-c", str(source), "-o", built]
+        for source, built in zip(sources, objects, strict=True)
+    ]
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(run, commands))
     libraries = [*cuda_link_folders(torch), "-ltorch_cpu", "-ltorch_cuda", "-ltorch", "-lc10"]
-    run([nvcc, *flags, *map(str, sorted((CSRC / "cuda").glob("*.cu"))), "-o", str(library), *libraries])
+    run([nvcc, "-shared", "-cudart=static", *code_flags(architectures), *objects, *libraries, "-o", str(library)])
 
 
 LIBRARIES = {

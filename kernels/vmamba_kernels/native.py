@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,6 +71,24 @@ def _try_load(library: Library) -> Library:
     return library
 
 
+def asked_once(op: str) -> Callable[[str], str]:
+    """A function from "cpu" or "cuda" to why that library does not bring `vmamba::op`, "" if it does.
+
+    The dispatcher is asked now and never again, since torch.compile does not look into it.
+    """
+    asked = torch._C._dispatch_has_kernel_for_dispatch_key
+    brought = {name: load(name).loaded and asked(f"vmamba::{op}", name.upper()) for name in REMEDIES}
+
+    def missing(name: str) -> str:
+        reason = load(name).reason
+        if reason or brought[name]:
+            return reason
+        return f"libvmamba_{name}.so was built without it; {REMEDIES[name]}"
+
+    return missing
+
+
+@cache
 def _cpu_symbols() -> ctypes.CDLL:
     library = load("cpu")
     if not library.loaded:

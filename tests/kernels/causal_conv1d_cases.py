@@ -13,7 +13,7 @@ from vmamba_kernels import causal_conv1d
 from vmamba_kernels.causal_conv1d.compiled import missing
 from vmamba_kernels.triton_support import missing as triton_missing
 
-CPU_MISSING, CUDA_MISSING, TRITON_MISSING = missing("cpu", "CPU"), missing("cuda", "CUDA"), triton_missing()
+CPU_MISSING, CUDA_MISSING, TRITON_MISSING = missing("cpu"), missing("cuda"), triton_missing()
 NO_GPU = not torch.cuda.is_available()
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 # Relative error of a result, by the type it is written in.

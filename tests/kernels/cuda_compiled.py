@@ -12,7 +12,8 @@ that of its __global__ function without namespace; its number the first integer 
                   `sass.Function.instructions_per_position` says in the instance for bfloat16 (or the only one), on
                   sm_90; optional
     SPILLS        kernels that may spill; optional
-    SAMPLED       False keeps the source out of the sample that `make test` compiles; optional
+
+`make test` compiles cuda_sample.cu, and holds it to the ceilings of the kernels that it names.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ TORCH = Path(find_spec("torch").origin).parent
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 ARCHITECTURES = ("sm_90", "sm_80", "sm_100", "sm_120")
 FLAGS = ["-O3", "-std=c++17", "-cubin", "-Xptxas", "-v", "-DUSE_CUDA"]
-FLAGS += ["-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{TORCH / 'include'}"]
+SAMPLE = Path(__file__).with_name("cuda_sample.cu")
+FLAGS += [f"-I{SOURCES}", "-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{TORCH / 'include'}"]
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,9 @@ def ceilings(source: str, architecture: str) -> dict[tuple[str, int], int]:
 
 
 def compiled(source: str, architecture: str) -> tuple[Path, str]:
-    """The cubin of a source and what ptxas said of it, made once for each state of the sources."""
-    files = sorted([*SOURCES.parent.glob("common/*.h"), *SOURCES.glob("*.h"), SOURCES / f"{source}.cu"])
+    """The cubin of a source (or the sample) and what ptxas said of it, made once for each state of the sources."""
+    path = SOURCES / f"{source}.cu" if (SOURCES / f"{source}.cu").exists() else SAMPLE
+    files = sorted([*SOURCES.parent.glob("common/*.h"), *SOURCES.glob("*.h"), path])
     digest = hashlib.sha256(" ".join(FLAGS).encode() + b"".join(p.read_bytes() for p in files)).hexdigest()[:16]
     folder = ROOT / "build" / "cuda_compiled"
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +90,7 @@ def compiled(source: str, architecture: str) -> tuple[Path, str]:
         if not log.exists():
             for old in folder.glob(f"{source}-{architecture}-*"):
                 old.unlink()
-            command = [str(NVCC), *FLAGS, f"-arch={architecture}", str(SOURCES / f"{source}.cu"), "-o", str(cubin)]
+            command = [str(NVCC), *FLAGS, f"-arch={architecture}", str(path), "-o", str(cubin)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=570)
             assert done.returncode == 0, done.stderr[-3000:]
             log.with_suffix(".new").write_text(done.stderr)

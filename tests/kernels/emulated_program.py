@@ -8,8 +8,10 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 HARNESS = Path(__file__).parent / "cuda_emulation"
@@ -28,7 +30,7 @@ ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 5e-3, torch.float16: 7e-4}
 
 def program(kind: str, source: str = "run_cases") -> Path:
     """The compiled harness `source`, built once for each state of all sources."""
-    sources = sorted([*HARNESS.glob("*"), *KERNELS.glob("*.h")])
+    sources = sorted([*HARNESS.glob("*"), *KERNELS.glob("*.h"), *KERNELS.parent.glob("common/*.h")])
     digest = hashlib.sha256("".join(FLAGS[kind]).encode() + b"".join(p.read_bytes() for p in sources)).hexdigest()
     folder = ROOT / "build" / "cuda_emulated"
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,3 +56,26 @@ def run_program(kind: str, source: str, cases: Path, results: Path) -> subproces
     if kind.startswith("tsan") and shutil.which("setarch"):
         command = ["setarch", "-R", *command]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **options}, timeout=300)
+
+
+class WrittenCase(Protocol):
+    """A case that a harness understands."""
+
+    def write(self, file: Any) -> None: ...
+    def read(self, file: Any) -> dict[str, Tensor]: ...
+
+
+def run_cases(
+    kind: str, source: str, cases: list[WrittenCase], folder: Path
+) -> tuple[subprocess.CompletedProcess[str], list[dict[str, Tensor]]]:
+    """Run the harness over cases; return what it said and, unless it failed, the results of each case."""
+    with open(folder / "cases", "wb") as file:
+        for case in cases:
+            case.write(file)
+    done = run_program(kind, source, folder / "cases", folder / "results")
+    if done.returncode not in (0, 66):
+        return done, []
+    with open(folder / "results", "rb") as file:
+        results = [case.read(file) for case in cases]
+        assert not file.read(1)
+    return done, results

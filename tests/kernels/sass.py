@@ -66,10 +66,14 @@ class Function:
         bulk = 128 if any(i.name == "UTMASTG" for i in self.instructions) else 0
         return max(bulk, self.widest("STG", "ST"))
 
+    def count(self, *names: str) -> int:
+        """How many instructions have these names."""
+        return sum(i.name in names for i in self.instructions)
+
     @cached_property
     def local_memory(self) -> int:
         """How many instructions read or write local memory, where spilled registers lie."""
-        return sum(i.name in ("LDL", "STL") for i in self.instructions)
+        return self.count("LDL", "STL")
 
     def loops(self, opcode: str = "") -> list[tuple[int, int]]:
         """Index ranges [first, last] of the loops that hold the opcode, by address, outer before inner.

@@ -1,6 +1,6 @@
 """What nvcc makes of every CUDA source, without a GPU: no spills, few registers, wide copies, few instructions.
 
-`make test` compiles for sm_90; the other architectures are slow, and `make kernel-gates` runs them.
+`make test` compiles two kernels, cuda_sample.cu, for every architecture; `make kernel-gates` all.
 """
 
 from __future__ import annotations
@@ -21,15 +21,8 @@ from .cuda_compiled import (
     table,
 )
 
-
-def cases(*architectures: str) -> list:
-    """(source, architecture), slow but for what `make test` samples."""
-    found = []
-    for source, architecture in [(s, a) for a in architectures for s in sources()]:
-        sampled = architecture == "sm_90" and getattr(table(source), "SAMPLED", True)
-        marks = () if sampled else (pytest.mark.slow,)
-        found.append(pytest.param(source, architecture, marks=marks, id=f"{source}-{architecture}"))
-    return found
+CASES = [pytest.param(s, a, marks=pytest.mark.slow, id=f"{s}-{a}") for a in ARCHITECTURES for s in sources()]
+ON_HOPPER = [case for case in CASES if case.values[1] == "sm_90"]
 
 
 def compile_or_skip(source: str, architecture: str, reads_code: bool = False):
@@ -46,7 +39,18 @@ def test_every_source_has_a_table():
         assert table(source).CEILINGS
 
 
-@pytest.mark.parametrize("source, architecture", cases(*ARCHITECTURES))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_sample_stays_below_its_ceilings(architecture):
+    found = kernels(compile_or_skip("cuda_sample", architecture)[1])
+    most = ceilings("ss2d", architecture)
+    assert sorted((k.name, k.number, k.type) for k in found) == [
+        ("ss2d_backward", 1, "bf16"),
+        ("ss2d_forward", 1, "bf16"),
+    ]
+    assert all(k.registers <= most[k.name, k.number] and not k.spills and not k.stack for k in found), found
+
+
+@pytest.mark.parametrize("source, architecture", CASES)
 def test_no_kernel_spills_and_registers_stay_below_their_ceilings(source, architecture):
     found = kernels(compile_or_skip(source, architecture)[1])
     most = ceilings(source, architecture)
@@ -57,7 +61,7 @@ def test_no_kernel_spills_and_registers_stay_below_their_ceilings(source, archit
     assert not [k for k in found if (k.spills or k.stack) and k.name not in spill]
 
 
-@pytest.mark.parametrize("source, architecture", cases("sm_90"))
+@pytest.mark.parametrize("source, architecture", ON_HOPPER)
 def test_memory_is_read_and_written_in_wide_pieces(source, architecture):
     cubin, log = compile_or_skip(source, architecture, reads_code=True)
     code, limits = code_reader(cubin), table(source)
@@ -72,9 +76,10 @@ def test_memory_is_read_and_written_in_wide_pieces(source, architecture):
             f"{kernel.label} reads {function.load_bits} bits at most"
         )
         assert function.store_bits >= stores.get(kernel.name, 0), f"{kernel.label} writes {function.store_bits} at most"
+        assert not function.count("ATOM", "ATOMG", "ATOMS", "RED"), f"{kernel.label} uses atomics"
 
 
-@pytest.mark.parametrize("source, architecture", cases("sm_90"))
+@pytest.mark.parametrize("source, architecture", ON_HOPPER)
 def test_instructions_per_position_stay_below_their_ceilings(source, architecture):
     cubin, log = compile_or_skip(source, architecture, reads_code=True)
     code, found = code_reader(cubin), kernels(log)

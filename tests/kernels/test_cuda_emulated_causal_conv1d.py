@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
 import shutil
 import struct
 import subprocess
@@ -17,40 +14,9 @@ from torch import Tensor
 
 from .causal_conv1d_cases import BF16, F16, F32, assert_close, exact, lay_out
 from .causal_conv1d_cases import Case as Call
-
-ROOT = Path(__file__).resolve().parents[2]
-HARNESS = Path(__file__).parent / "cuda_emulation"
-KERNELS = ROOT / "kernels" / "csrc" / "cuda"
-FLAGS = {
-    "plain": ["-O1"],
-    "asan": ["-O1", "-g1", "-fsanitize=address,alignment", "-fno-sanitize-recover=alignment"],
-    "tsan": ["-O1", "-g1", "-fsanitize=thread"],
-    "tsan-planted": ["-O1", "-g1", "-fsanitize=thread", "-DVMAMBA_PLANTED_RACE"],
-}
-TYPES = {F32: 0, BF16: 1, F16: 2}
+from .emulated_program import TYPES, run_cases
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the CUDA kernels with")
-
-
-def program(kind: str) -> Path:
-    """The compiled harness, built once for each state of its sources."""
-    sources = sorted([*HARNESS.glob("*conv1d*"), HARNESS / "emulated_words.h", *KERNELS.glob("*.h")])
-    digest = hashlib.sha256("".join(FLAGS[kind]).encode() + b"".join(p.read_bytes() for p in sources)).hexdigest()
-    folder = ROOT / "build" / "cuda_emulated"
-    folder.mkdir(parents=True, exist_ok=True)
-    built = folder / f"conv1d-{kind}-{digest[:16]}"
-    with open(folder / f"conv1d-{kind}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not built.exists():
-            for old in folder.glob(f"conv1d-{kind}-????????????????"):
-                old.unlink()
-            command = ["g++", "-std=c++17", *FLAGS[kind], "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-            command += ["-Wno-parentheses", "-Wno-unused-variable", "-Wno-unused-but-set-variable"]
-            command += ["-DVMAMBA_EMULATED", f"-I{HARNESS}", f"-I{KERNELS}", str(HARNESS / "run_conv1d_cases.cpp")]
-            done = subprocess.run([*command, "-o", f"{built}.new"], capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr[-3000:]
-            os.rename(f"{built}.new", built)
-    return built
 
 
 @dataclass
@@ -114,21 +80,9 @@ class Case:
 
 
 def run(kind: str, cases: list[Case], folder: Path) -> tuple[subprocess.CompletedProcess[str], list[dict[str, Tensor]]]:
-    with open(folder / "cases", "wb") as file:
-        for case in cases:
-            case.fill()
-            case.write(file)
-    options = {"TSAN_OPTIONS": "halt_on_error=0:exitcode=66", "ASAN_OPTIONS": "detect_leaks=0"}
-    command = [str(program(kind)), str(folder / "cases"), str(folder / "results")]
-    if kind.startswith("tsan") and shutil.which("setarch"):
-        command = ["setarch", "-R", *command]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **options}, timeout=300)
-    if done.returncode not in (0, 66):
-        return done, []
-    with open(folder / "results", "rb") as file:
-        results = [case.read(file) for case in cases]
-        assert not file.read(1)
-    return done, results
+    for case in cases:
+        case.fill()
+    return run_cases(kind, "run_conv1d_cases", cases, folder)
 
 
 BOTH = (False, True)

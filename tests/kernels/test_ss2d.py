@@ -22,7 +22,7 @@ from vmamba_kernels import (
 from vmamba_kernels.ss2d import ss2d
 from vmamba_kernels.ss2d.sequences import missing
 
-CPU_MISSING = missing("cpu", "CPU")
+CPU_MISSING = missing("cpu")
 CPU = pytest.param("cpu", marks=pytest.mark.skipif(bool(CPU_MISSING), reason=f"ss2d on cpu: {CPU_MISSING}"))
 needs_cpu = pytest.mark.skipif(bool(CPU_MISSING), reason=f"ss2d on cpu: {CPU_MISSING}")
 BACKENDS = [CPU, "unfused", "reference"]

@@ -14,7 +14,7 @@ from vmamba_kernels.ss2d.layout import chunk_length, stored_states
 from vmamba_kernels.ss2d.op import backward, forward
 from vmamba_kernels.ss2d.sequences import missing
 
-CPU_MISSING = missing("cpu", "CPU")
+CPU_MISSING = missing("cpu")
 CPU = pytest.param("cpu", marks=pytest.mark.skipif(bool(CPU_MISSING), reason=f"ss2d on cpu: {CPU_MISSING}"))
 BACKENDS = [CPU, "unfused", "reference"]
 

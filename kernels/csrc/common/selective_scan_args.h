@@ -2,13 +2,9 @@
 // Plain data, no PyTorch: shared by the host code and by the kernels of every instruction set.
 #pragma once
 
-#include <cstdint>
+#include "types.h"
 
 namespace vmamba {
-
-using i64 = std::int64_t;
-
-enum class Type : int { f32, bf16, f16 };
 
 // [batch, channel, time] anywhere in memory; strides in elements.
 struct Sequence {
@@ -43,6 +39,7 @@ struct ScanSizes {
   i64 chunks() const { return (length + chunk - 1) / chunk; }
   i64 blocks() const { return (group_channels + block - 1) / block; }
   i64 tasks() const { return batch * groups * blocks(); }
+  i64 work() const { return batch * channels() * length * states; }
 };
 
 struct ScanInputs {

@@ -1,66 +1,22 @@
 // vmamba::_causal_conv1d and its backward on CPU tensors: checks, and the tasks on PyTorch's threads.
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <cstring>
-#include <optional>
-#include <vector>
-
 #include "conv1d_args.h"
 #include "instruction_set.h"
+#include "tasks.h"
+#include "tensors.h"
 
 namespace vmamba {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Sizes = std::vector<i64>;
-
-// Below this many multiply-adds the threads cost more than they bring.
-constexpr i64 kSerialWork = 1 << 15;
+constexpr const char* kOperator = "causal_conv1d on cpu";
 constexpr i64 kForwardBlock = 256;
-// Channels of a backward task: few where the shape gives few tasks. Never by the number of threads: sums must not
-// depend on it.
-constexpr i64 kBackwardBlock = 128, kNarrowBlock = 64, kTasks = 16;
-
-const ConvKernels& conv_kernels() {
-#ifdef VMAMBA_X86
-  const char* name = kernels().name;
-  if (std::strcmp(name, "avx512") == 0) return avx512_conv1d();
-  if (std::strcmp(name, "avx2") == 0) return avx2_conv1d();
-#endif
-  return portable_conv1d();
-}
-
-i64 divide_up(i64 a, i64 b) { return (a + b - 1) / b; }
-
-void check_shape(const Tensor& t, const Sizes& expected, const char* name) {
-  bool same = t.dim() == static_cast<i64>(expected.size());
-  for (i64 i = 0; same && i < t.dim(); ++i) same = t.size(i) == expected[i];
-  STD_TORCH_CHECK(same, "causal_conv1d on cpu: the shape of ", name, " does not fit that of x and weight");
-}
+// Channels of a backward task: few where the shape gives few tasks.
+constexpr i64 kBackwardBlock = 128, kNarrowBlock = 64;
 
 Sequence sequence(const Tensor& t, const Tensor& x, const Sizes& shape, const char* name) {
-  check_shape(t, shape, name);
-  STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), "causal_conv1d on cpu: ", name, " must be of x's type");
-  Type type = Type::f32;
-  if (t.scalar_type() == ScalarType::BFloat16)
-    type = Type::bf16;
-  else if (t.scalar_type() == ScalarType::Half)
-    type = Type::f16;
-  else
-    STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float, "causal_conv1d on cpu: ", name,
-                    " must be float32, bfloat16 or float16");
-  return {t.data_ptr(), type, t.stride(0), t.stride(1), t.stride(2)};
-}
-
-float* dense(const Tensor& t, const Sizes& shape, const char* name) {
-  check_shape(t, shape, name);
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float && t.is_contiguous(), "causal_conv1d on cpu: ", name,
-                  " must be float32 and contiguous");
-  return static_cast<float*>(t.data_ptr());
+  check_shape(t, shape, kOperator, name);
+  STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), kOperator, ": ", name, " must be of x's type");
+  return vmamba::sequence(t, kOperator, name);
 }
 
 // The arguments that the forward and the backward share.
@@ -86,17 +42,14 @@ struct Call {
     sizes.block = kForwardBlock;
     sizes.tile = kConvTile;
     in.x = sequence(x, x, {sizes.batch, sizes.shared ? sizes.channels : outputs(), sizes.length}, "x");
-    in.weight = dense(weight, {sizes.groups, sizes.channels, sizes.taps}, "weight");
-    if (bias) in.bias = dense(*bias, {sizes.groups, sizes.channels}, "bias");
+    in.weight = dense_floats(weight, {sizes.groups, sizes.channels, sizes.taps}, kOperator, "weight");
+    in.bias = dense_floats(bias, {sizes.groups, sizes.channels}, kOperator, "bias");
   }
 
   i64 outputs() const { return sizes.groups * sizes.channels; }
 
-  template <class Run>
-  void parallel(i64 count, const Run& run) const {
-    if (sizes.batch * outputs() * sizes.length * sizes.taps < kSerialWork) return run(0, count);
-    torch::stable::parallel_for(0, count, 1, run);
-  }
+  // A multiply-add of the convolution is half of one of a scan.
+  i64 work() const { return sizes.batch * outputs() * sizes.length * sizes.taps / 2; }
 };
 
 void forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& out, i64 reverse,
@@ -106,12 +59,12 @@ void forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>&
   args.sizes = call.sizes;
   args.in = call.in;
   args.out = sequence(out, x, {call.sizes.batch, call.outputs(), call.sizes.length}, "out");
-  const ConvKernels& isa = conv_kernels();
-  call.parallel(args.sizes.forward_tasks(), [&](i64 begin, i64 end) { isa.forward(args, begin, end); });
+  const ConvKernels& isa = VMAMBA_KERNELS(conv1d);
+  parallel(call.work(), args.sizes.forward_tasks(), [&](i64 begin, i64 end) { isa.forward(args, begin, end); });
 }
 
 // dweight and dbias from those of each batch group, in the order of the groups.
-void add_parts(const ConvSizes& s, const float* partial, float* dweight, float* dbias) {
+void add_groups(const ConvSizes& s, const float* partial, float* dweight, float* dbias) {
   const i64 rows = s.groups * (s.taps + 1);
   std::vector<float> sum(s.channels);
   for (i64 row = 0; row < rows; ++row) {
@@ -133,7 +86,7 @@ void backward(const Tensor& dout, const Tensor& x, const Tensor& weight, const s
               bool silu, bool flip) {
   Call call(x, weight, bias, reverse, silu, flip);
   ConvSizes& s = call.sizes;
-  s.block = s.batch * divide_up(s.channels, kBackwardBlock) >= kTasks ? kBackwardBlock : kNarrowBlock;
+  s.block = s.batch * ceil_div(s.channels, kBackwardBlock) >= kTasks ? kBackwardBlock : kNarrowBlock;
   s.batch_groups = partial.size(0);
   STD_TORCH_CHECK(0 < s.batch_groups && s.batch_groups <= s.batch,
                   "causal_conv1d on cpu: expected 1 <= P <= B in partial [P, G, W+1, C]");
@@ -142,12 +95,12 @@ void backward(const Tensor& dout, const Tensor& x, const Tensor& weight, const s
   args.in = call.in;
   args.dout = sequence(dout, x, {s.batch, call.outputs(), s.length}, "dout");
   args.dx = sequence(dx, x, {s.batch, x.size(1), s.length}, "dx");
-  args.partial = dense(partial, {s.batch_groups, s.groups, s.taps + 1, s.channels}, "partial");
-  float* dweight_data = dense(dweight, {s.groups, s.channels, s.taps}, "dweight");
-  float* dbias_data = bias ? dense(dbias, {s.groups, s.channels}, "dbias") : nullptr;
-  const ConvKernels& isa = conv_kernels();
-  call.parallel(s.backward_tasks(), [&](i64 begin, i64 end) { isa.backward(args, begin, end); });
-  add_parts(s, args.partial, dweight_data, dbias_data);
+  args.partial = dense_floats(partial, {s.batch_groups, s.groups, s.taps + 1, s.channels}, kOperator, "partial");
+  float* dweight_data = dense_floats(dweight, {s.groups, s.channels, s.taps}, kOperator, "dweight");
+  float* dbias_data = bias ? dense_floats(dbias, {s.groups, s.channels}, kOperator, "dbias") : nullptr;
+  const ConvKernels& isa = VMAMBA_KERNELS(conv1d);
+  parallel(call.work(), s.backward_tasks(), [&](i64 begin, i64 end) { isa.backward(args, begin, end); });
+  add_groups(s, args.partial, dweight_data, dbias_data);
 }
 
 }  // namespace

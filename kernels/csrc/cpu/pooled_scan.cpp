@@ -1,102 +1,19 @@
 // vmamba::_pooled_scan and its backward on CPU tensors: checks, allocation, and the tasks on PyTorch's threads.
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <cstring>
-#include <memory>
-#include <optional>
-#include <tuple>
-#include <vector>
-
 #include "instruction_set.h"
 #include "pooled_args.h"
+#include "tasks.h"
+#include "tensors.h"
 
 namespace vmamba {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Sizes = std::vector<i64>;
-using Floats = std::unique_ptr<float[]>;
+constexpr const char* kOperator = "pooled_scan on cpu";
 
-// Below this many multiply-adds the threads cost more than they bring.
-constexpr i64 kSerialWork = 1 << 14;
-// As many tasks as a backward pass is cut into where the shape allows. Never the number of threads: sums must not depend
-// on it.
-constexpr i64 kTasks = 16;
-
-const PooledKernels& pooled_kernels() {
-#ifdef VMAMBA_X86
-  const char* name = kernels().name;
-  if (std::strcmp(name, "avx512") == 0) return avx512_pooled();
-  if (std::strcmp(name, "avx2") == 0) return avx2_pooled();
-#endif
-  return portable_pooled();
-}
-
-Floats room(i64 count) { return Floats(new float[count > 0 ? count : 1]); }
-float* floats(Tensor& t) { return static_cast<float*>(t.data_ptr()); }
-i64 divide_up(i64 a, i64 b) { return (a + b - 1) / b; }
-
-Tensor allocate(const Tensor& like, const Sizes& sizes, const Sizes& strides, ScalarType type) {
-  std::int32_t device = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
-  const auto dtype = torch::stable::detail::to<std::int32_t>(torch::stable::detail::from(type));
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<i64>(sizes.size()), sizes.data(), strides.data(), dtype,
-                                                  device, 0, &handle));
-  return Tensor(handle);
-}
-
-Tensor allocate(const Tensor& like, const Sizes& sizes, ScalarType type = ScalarType::Float) {
-  Sizes strides(sizes.size(), 1);
-  for (std::size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * (sizes[i] > 1 ? sizes[i] : 1);
-  return allocate(like, sizes, strides, type);
-}
-
-// Dense [B, channels, length], channel-last or not.
-Tensor allocate_sequence(const Tensor& like, i64 channels, i64 length, bool channel_last, ScalarType type) {
-  const i64 batch = like.size(0);
-  if (channel_last) return allocate(like, {batch, channels, length}, {length * channels, 1, channels}, type);
-  return allocate(like, {batch, channels, length}, type);
-}
-
-// Dense [B, K, N, P], time-last if `like` is.
-Tensor allocate_projection(const Tensor& like) {
-  const i64 batch = like.size(0), groups = like.size(1), states = like.size(2), length = like.size(3);
-  if (like.stride(3) == 1) return allocate(like, {batch, groups, states, length}, like.scalar_type());
-  return allocate(like, {batch, groups, states, length}, {length * groups * states, states, 1, groups * states},
-                  like.scalar_type());
-}
-
-bool sequence_is_channel_last(const Tensor& t) { return t.stride(1) == 1 && t.stride(2) != 1; }
-
-Type type_of(const Tensor& t) {
-  if (t.scalar_type() == ScalarType::BFloat16) return Type::bf16;
-  if (t.scalar_type() == ScalarType::Half) return Type::f16;
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float,
-                  "pooled_scan on cpu: tensors must be float32, bfloat16 or float16");
-  return Type::f32;
-}
-
-i64 bytes_of(Type type) { return type == Type::f32 ? 4 : 2; }
-
-void check_shape(const Tensor& t, const Sizes& expected, const char* name) {
-  bool same = t.dim() == static_cast<i64>(expected.size());
-  for (i64 i = 0; same && i < t.dim(); ++i) same = t.size(i) == expected[i];
-  STD_TORCH_CHECK(same, "pooled_scan on cpu: the shape of ", name, " does not fit that of u_full");
-}
-
-Tensor dense(const Tensor& t, const Sizes& expected, const char* name) {
-  check_shape(t, expected, name);
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float, "pooled_scan on cpu: ", name, " must be float32");
-  return t.is_contiguous() ? t : torch::stable::contiguous(t);
-}
+Type type_of(const Tensor& t) { return vmamba::type_of(t, kOperator, "every tensor"); }
 
 void* moved(const Tensor& t, i64 elements) {
-  return static_cast<char*>(t.data_ptr()) + elements * bytes_of(type_of(t));
+  return static_cast<char*>(t.data_ptr()) + elements * bytes_of(t.scalar_type());
 }
 
 // The channels from `channel` on of a [B, channels, P], walked from its end if `back`.
@@ -152,14 +69,14 @@ struct Call {
                         states <= 256 && delta_channels > 0 && channels % delta_channels == 0 &&
                         delta_channels % K == 0 && (!average || K <= 2),
                     "pooled_scan on cpu: expected P, D >= 1, 1 <= K <= 32, 1 <= N <= 256 and delta channels that fit");
-    check_shape(u_full, {batch, K, D_, P * pool1 * pool2}, "u_full");
-    check_shape(u, {batch, channels, P}, "u_pooled");
-    check_shape(delta, {batch, delta_channels, P}, "delta");
-    check_shape(B, {batch, K, states, P}, "B");
-    check_shape(C, {batch, K, states, P}, "C");
-    A = dense(A_in, {channels, states}, "A");
-    if (D_in) D = dense(*D_in, {channels}, "D");
-    if (bias_in) delta_bias = dense(*bias_in, {delta_channels}, "delta_bias");
+    check_shape(u_full, {batch, K, D_, P * pool1 * pool2}, kOperator, "u_full");
+    check_shape(u, {batch, channels, P}, kOperator, "u_pooled");
+    check_shape(delta, {batch, delta_channels, P}, kOperator, "delta");
+    check_shape(B, {batch, K, states, P}, kOperator, "B");
+    check_shape(C, {batch, K, states, P}, kOperator, "C");
+    A = dense(A_in, {channels, states}, kOperator, "A");
+    D = dense(D_in, {channels}, kOperator, "D");
+    delta_bias = dense(bias_in, {delta_channels}, kOperator, "delta_bias");
 
     pooled.batch = batch, pooled.groups = K, pooled.channels = D_;
     pooled.outer = outer, pooled.pool1 = pool1, pooled.inner = inner, pooled.pool2 = pool2;
@@ -167,13 +84,13 @@ struct Call {
     pooled.channel_last = u_full.stride(2) == 1 && u_full.stride(3) != 1;
     STD_TORCH_CHECK(pooled.channel_last || u_full.stride(3) == 1 || u_full.size(3) == 1,
                     "pooled_scan on cpu: u_full must have its channels or its tokens side by side");
-    const i64 wanted = batch > 0 ? divide_up(kTasks, pooled.images()) : 1;
+    const i64 wanted = batch > 0 ? ceil_div(kTasks, pooled.images()) : 1;
     pooled.parts = wanted < P ? wanted : P;
 
     scan.batch = batch, scan.groups = 1, scan.group_channels = D_, scan.length = P, scan.states = states;
     scan.chunk = chunk;
     scan.delta_ratio = channels / delta_channels;
-    scan.block = batch * K * divide_up(D_, 96) >= kTasks ? 96 : 48;
+    scan.block = batch * K * ceil_div(D_, 96) >= kTasks ? 96 : 48;
     for (i64 g = 0; g < K; ++g) {
       ScanInputs group;
       group.u = walk(u, g * D_, back(g));
@@ -191,13 +108,6 @@ struct Call {
   i64 scan_work() const { return pooled.groups * scan.batch * scan.channels() * scan.length * scan.states; }
   i64 token_work() const { return pooled.batch * pooled.groups * pooled.channels * pooled.tokens(); }
 };
-
-template <class Run>
-void parallel(i64 work, i64 count, const Run& run) {
-  if (count == 0) return;
-  if (work < kSerialWork) return run(0, count);
-  torch::stable::parallel_for(0, count, 1, run);
-}
 
 // The tasks of every group's scan as one range of tasks.
 template <class Args>
@@ -226,10 +136,10 @@ std::tuple<Tensor, Tensor> forward(const Tensor& u_full, const Tensor& u_pooled,
   Tensor out = allocate_sequence(u_full, (average ? 1 : p.groups) * p.channels, p.tokens(), p.channel_last, out_dtype);
   const i64 kept = save_states ? s.chunks() - 1 : 0;
   Tensor states = allocate(u_full, {p.groups, s.batch, kept, s.states, p.channels});
-  const Floats z_data = room(p.batch * p.groups * p.channels * p.steps());
+  const Floats z_data = scratch(p.batch * p.groups * p.channels * p.steps());
   const Steps z = steps_in(z_data.get(), p, p.groups);
   const i64 last_floats = s.batch * p.channels * s.states;
-  const Floats last = room(p.groups * last_floats);
+  const Floats last = scratch(p.groups * last_floats);
   std::vector<ForwardArgs> args(p.groups);
   for (i64 g = 0; g < p.groups; ++g) {
     args[g].sizes = s;
@@ -246,7 +156,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& u_full, const Tensor& u_pooled,
   e.z = z;
   e.D = call.D ? floats(*call.D) : nullptr;
   e.y = image(out, p.channels);
-  const PooledKernels& isa = pooled_kernels();
+  const PooledKernels& isa = VMAMBA_KERNELS(pooled);
   parallel(call.token_work(), expand_tasks(p), [&](i64 begin, i64 end) { isa.expand(e, begin, end); });
   return {out, states};
 }
@@ -276,17 +186,6 @@ void store_projection(const Call& call, const float* from, const Tensor& to) {
   add_blocks<c10::Half>(call, from, to);
 }
 
-// to[i] = sum over the rows of from[row * count + i].
-void add_rows(const float* from, i64 rows, i64 count, float* to) {
-  constexpr i64 kSlice = 1024;
-  parallel(rows * count, divide_up(count, kSlice), [&](i64 begin, i64 end) {
-    const i64 last = end * kSlice < count ? end * kSlice : count;
-    for (i64 i = begin * kSlice; i < last; ++i) to[i] = 0.0f;
-    for (i64 row = 0; row < rows; ++row)
-      for (i64 i = begin * kSlice; i < last; ++i) to[i] += from[row * count + i];
-  });
-}
-
 // to[i] = sum over `ratio` neighbours.
 void add_neighbours(const float* from, i64 count, i64 ratio, float* to) {
   for (i64 i = 0; i < count; ++i) {
@@ -305,27 +204,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backw
   const PooledSizes& p = call.pooled;
   const ScanSizes& s = call.scan;
   const i64 K = p.groups, channels = K * p.channels, each_weights = s.batch * p.channels * s.states;
-  check_shape(dy, {p.batch, average ? p.channels : channels, p.tokens()}, "dy");
+  check_shape(dy, {p.batch, average ? p.channels : channels, p.tokens()}, kOperator, "dy");
   STD_TORCH_CHECK(dy.scalar_type() == ScalarType::Float || dy.scalar_type() == u_full.scalar_type(),
                   "pooled_scan on cpu: dy must be float32 or of u_full's type");
   STD_TORCH_CHECK(p.channel_last ? dy.stride(1) == 1 || dy.size(1) == 1 : dy.stride(2) == 1 || dy.size(2) == 1,
                   "pooled_scan on cpu: dy must lie as u_full does");
-  Tensor states = dense(states_in, {K, s.batch, s.chunks() - 1, s.states, p.channels}, "states");
+  Tensor states = dense(states_in, {K, s.batch, s.chunks() - 1, s.states, p.channels}, kOperator, "states");
   const i64 L = p.tokens(), width = p.channels;
   Tensor du_full = !D              ? allocate(u_full, {0}, u_full.scalar_type())
                    : p.channel_last ? allocate(u_full, {p.batch, K, width, L}, {L * channels, width, 1, channels},
                                                u_full.scalar_type())
                                     : allocate(u_full, {p.batch, K, width, L}, u_full.scalar_type());
-  Tensor du = allocate_sequence(u_pooled, channels, s.length, sequence_is_channel_last(u_pooled), u_pooled.scalar_type());
+  Tensor du = allocate_sequence(u_pooled, channels, s.length, is_channel_last(u_pooled), u_pooled.scalar_type());
   Tensor ddelta =
-      allocate_sequence(delta, call.delta_channels, s.length, sequence_is_channel_last(delta), delta.scalar_type());
+      allocate_sequence(delta, call.delta_channels, s.length, is_channel_last(delta), delta.scalar_type());
   Tensor dA = allocate(u_full, {channels, s.states});
   Tensor dB = allocate_projection(B), dC = allocate_projection(C);
   Tensor dD = allocate(u_full, {D ? channels : 0});
   Tensor dbias = allocate(u_full, {delta_bias ? call.delta_channels : 0});
 
   const i64 kept_groups = average ? 1 : K, skip_rows = p.batch * (p.channel_last ? p.parts : 1);
-  const Floats dz_data = room(p.batch * kept_groups * width * p.steps()), dD_parts = room(skip_rows * channels);
+  const Floats dz_data = scratch(p.batch * kept_groups * width * p.steps()), dD_parts = scratch(skip_rows * channels);
   const Steps dz = steps_in(dz_data.get(), p, kept_groups);
   GatherArgs gather;
   gather.sizes = p;
@@ -335,16 +234,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backw
   if (D) gather.du = image(du_full, width);
   gather.dz = dz;
   gather.dD = dD_parts.get();
-  const PooledKernels& isa = pooled_kernels();
+  const PooledKernels& isa = VMAMBA_KERNELS(pooled);
   parallel(call.token_work(), gather_tasks(p), [&](i64 begin, i64 end) { isa.gather(gather, begin, end); });
-  if (D) add_rows(dD_parts.get(), skip_rows, channels, floats(dD));
+  if (D) add_parts(dD_parts.get(), skip_rows, channels, floats(dD));
 
   const bool shared = s.delta_ratio != 1;
   Tensor ddelta_apart = allocate_sequence(delta, shared ? channels : 0, s.length, true, ScalarType::Float);
   const i64 projections = s.tasks() * s.length * s.states;
-  const Floats dA_parts = room(K * each_weights), dD_unused = room(K * s.batch * width),
-               dbias_parts = room(K * s.batch * width), dB_parts = room(K * projections),
-               dC_parts = room(K * projections);
+  const Floats dA_parts = scratch(K * each_weights), dD_unused = scratch(K * s.batch * width),
+               dbias_parts = scratch(K * s.batch * width), dB_parts = scratch(K * projections),
+               dC_parts = scratch(K * projections);
   std::vector<BackwardArgs> args(K);
   for (i64 g = 0; g < K; ++g) {
     BackwardArgs& a = args[g];
@@ -362,10 +261,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backw
   }
   scan_groups(call, args, kernels().backward);
 
-  const Floats dbias_wide = room(channels);
+  const Floats dbias_wide = scratch(channels);
   for (i64 g = 0; g < K; ++g) {
-    add_rows(args[g].dA, s.batch, width * s.states, floats(dA) + g * width * s.states);
-    add_rows(args[g].ddelta_bias, s.batch, width, dbias_wide.get() + g * width);
+    add_parts(args[g].dA, s.batch, width * s.states, floats(dA) + g * width * s.states);
+    add_parts(args[g].ddelta_bias, s.batch, width, dbias_wide.get() + g * width);
   }
   if (delta_bias) add_neighbours(dbias_wide.get(), call.delta_channels, s.delta_ratio, floats(dbias));
   store_projection(call, dB_parts.get(), dB);

@@ -1,89 +1,16 @@
 // vmamba::selective_scan and its backward on CPU tensors: checks, allocation, and the tasks on PyTorch's threads.
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <memory>
-#include <optional>
-#include <tuple>
-#include <vector>
-
 #include "instruction_set.h"
+#include "tasks.h"
+#include "tensors.h"
 
 namespace vmamba {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Sizes = std::vector<i64>;
-
-// Below this many multiply-adds the threads cost more than they bring.
-constexpr i64 kSerialWork = 1 << 14;
-
-Type type_of(const Tensor& t, const char* name) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return Type::f32;
-    case ScalarType::BFloat16:
-      return Type::bf16;
-    case ScalarType::Half:
-      return Type::f16;
-    default:
-      STD_TORCH_CHECK(false, "selective_scan on cpu: ", name, " must be float32, bfloat16 or float16");
-  }
-  return Type::f32;
-}
-
-Tensor allocate(const Tensor& like, const Sizes& sizes, const Sizes& strides, ScalarType type) {
-  std::int32_t device = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
-  const auto dtype = torch::stable::detail::to<std::int32_t>(torch::stable::detail::from(type));
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<i64>(sizes.size()), sizes.data(), strides.data(), dtype,
-                                                  device, 0, &handle));
-  return Tensor(handle);
-}
-
-Tensor allocate(const Tensor& like, const Sizes& sizes, ScalarType type = ScalarType::Float) {
-  Sizes strides(sizes.size(), 1);
-  for (std::size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * (sizes[i] > 1 ? sizes[i] : 1);
-  return allocate(like, sizes, strides, type);
-}
-
-// Dense [B, KD, L], channel-last if `like` is.
-Tensor allocate_sequence(const Tensor& like, ScalarType type) {
-  const i64 batch = like.size(0), channels = like.size(1), length = like.size(2);
-  if (like.stride(1) == 1 && like.stride(2) != 1)
-    return allocate(like, {batch, channels, length}, {length * channels, 1, channels}, type);
-  return allocate(like, {batch, channels, length}, type);
-}
-
-// Dense [B, K, N, L], time-last if `like` is.
-Tensor allocate_projection(const Tensor& like) {
-  const i64 batch = like.size(0), groups = like.size(1), states = like.size(2), length = like.size(3);
-  if (like.stride(3) == 1) return allocate(like, {batch, groups, states, length}, like.scalar_type());
-  return allocate(like, {batch, groups, states, length}, {length * groups * states, states, 1, groups * states},
-                  like.scalar_type());
-}
-
-Sequence sequence(const Tensor& t, const char* name) {
-  return {t.data_ptr(), type_of(t, name), t.stride(0), t.stride(1), t.stride(2)};
-}
+constexpr const char* kOperator = "selective_scan on cpu";
 
 Projection projection(const Tensor& t, const char* name) {
-  return {t.data_ptr(), type_of(t, name), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
-}
-
-void check_shape(const Tensor& t, const Sizes& expected, const char* name) {
-  bool same = t.dim() == static_cast<i64>(expected.size());
-  for (i64 i = 0; same && i < t.dim(); ++i) same = t.size(i) == expected[i];
-  STD_TORCH_CHECK(same, "selective_scan on cpu: the shape of ", name, " does not fit that of u");
-}
-
-Tensor dense(const Tensor& t, const char* name) {
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float, "selective_scan on cpu: ", name, " must be float32");
-  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+  return {t.data_ptr(), type_of(t, kOperator, name), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }
 
 // How the channels of a group are cut into tasks. It depends on the shape alone, never on the number of threads,
@@ -103,7 +30,7 @@ struct Call {
 
   Call(const Tensor& u, const Tensor& delta, const Tensor& A_in, const Tensor& B, const Tensor& C,
        const std::optional<Tensor>& D_in, const std::optional<Tensor>& bias_in, bool softplus)
-      : A(dense(A_in, "A")) {
+      : A(A_in) {
     STD_TORCH_CHECK(u.dim() == 3 && delta.dim() == 3 && A.dim() == 2 && B.dim() == 4,
                     "selective_scan on cpu: expected u, delta [B, K*D, L], A [K*D, N], B, C [B, K, N, L]");
     const i64 batch = u.size(0), channels = u.size(1), groups = B.size(1), delta_channels = delta.size(1);
@@ -113,41 +40,27 @@ struct Call {
     STD_TORCH_CHECK(sizes.length > 0 && channels > 0 && groups > 0 && channels % groups == 0 && delta_channels > 0 &&
                         channels % delta_channels == 0 && sizes.states > 0 && sizes.states <= 256,
                     "selective_scan on cpu: expected L >= 1, 1 <= N <= 256, and groups and delta channels dividing u's");
-    check_shape(delta, {batch, delta_channels, sizes.length}, "delta");
-    check_shape(A, {channels, sizes.states}, "A");
-    check_shape(B, {batch, groups, sizes.states, sizes.length}, "B");
-    check_shape(C, {batch, groups, sizes.states, sizes.length}, "C");
+    check_shape(delta, {batch, delta_channels, sizes.length}, kOperator, "delta");
+    A = dense(A_in, {channels, sizes.states}, kOperator, "A");
+    check_shape(B, {batch, groups, sizes.states, sizes.length}, kOperator, "B");
+    check_shape(C, {batch, groups, sizes.states, sizes.length}, kOperator, "C");
     sizes.groups = groups;
     sizes.group_channels = channels / groups;
     sizes.chunk = sizes.states <= 32 ? 64 : 128;  // as in layout.py
     sizes.delta_ratio = channels / delta_channels;
     sizes.block = block_channels(batch, groups, sizes.group_channels);
-    in.u = sequence(u, "u");
-    in.delta = sequence(delta, "delta");
+    in.u = sequence(u, kOperator, "u");
+    in.delta = sequence(delta, kOperator, "delta");
     in.B = projection(B, "B");
     in.C = projection(C, "C");
-    in.A = static_cast<const float*>(A.data_ptr());
+    in.A = floats(A);
     in.softplus = softplus;
-    if (D_in) {
-      D = dense(*D_in, "D");
-      check_shape(*D, {channels}, "D");
-      in.D = static_cast<const float*>(D->data_ptr());
-    }
-    if (bias_in) {
-      delta_bias = dense(*bias_in, "delta_bias");
-      check_shape(*delta_bias, {delta_channels}, "delta_bias");
-      in.delta_bias = static_cast<const float*>(delta_bias->data_ptr());
-    }
+    D = dense(D_in, {channels}, kOperator, "D");
+    delta_bias = dense(bias_in, {delta_channels}, kOperator, "delta_bias");
+    in.D = floats(D);
+    in.delta_bias = floats(delta_bias);
   }
 };
-
-template <class Run>
-void parallel(const ScanSizes& s, i64 count, const Run& run) {
-  const i64 work = s.batch * s.channels() * s.length * s.states;
-  if (count == 0) return;
-  if (work < kSerialWork) return run(0, count);
-  torch::stable::parallel_for(0, count, 1, run);
-}
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
                                            const Tensor& C, const std::optional<Tensor>& D,
@@ -161,11 +74,11 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& u, const Tensor& delta,
   ForwardArgs args;
   args.sizes = s;
   args.in = call.in;
-  args.out = sequence(out, "out");
-  args.last_state = static_cast<float*>(last_state.data_ptr());
-  args.states = save_states ? static_cast<float*>(states.data_ptr()) : nullptr;
+  args.out = sequence(out, kOperator, "out");
+  args.last_state = floats(last_state);
+  args.states = save_states ? floats(states) : nullptr;
   const ScanKernels& isa = kernels();
-  parallel(s, s.tasks(), [&](i64 begin, i64 end) { isa.forward(args, begin, end); });
+  parallel(s.work(), s.tasks(), [&](i64 begin, i64 end) { isa.forward(args, begin, end); });
   return {out, last_state, states};
 }
 
@@ -173,7 +86,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& u, const Tensor& delta,
 template <class Store>
 void add_blocks(const ScanSizes& s, const float* from, const Store& store) {
   const i64 blocks = s.blocks();
-  parallel(s, s.batch * s.groups, [&](i64 begin, i64 end) {
+  parallel(s.work(), s.batch * s.groups, [&](i64 begin, i64 end) {
     for (i64 i = begin; i < end; ++i) {
       const float* slot = from + i * blocks * s.length * s.states;
       for (i64 l = 0; l < s.length; ++l)
@@ -217,8 +130,8 @@ Tensor add_shared(const ScanSizes& s, const float* from, const Tensor& delta) {
   const i64 delta_channels = delta.size(1), ratio = s.delta_ratio;
   Tensor wide = allocate(delta, {s.batch, delta_channels, s.length}, {s.length * delta_channels, 1, delta_channels},
                          ScalarType::Float);
-  float* to = static_cast<float*>(wide.data_ptr());
-  parallel(s, s.batch * s.length, [&](i64 begin, i64 end) {
+  float* to = floats(wide);
+  parallel(s.work(), s.batch * s.length, [&](i64 begin, i64 end) {
     for (i64 row = begin; row < end; ++row)
       for (i64 c = 0; c < delta_channels; ++c) {
         float total = 0.0f;
@@ -237,14 +150,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& states, bool delta_softplus) {
   const Call call(u, delta, A, B, C, D, delta_bias, delta_softplus);
   const ScanSizes& s = call.sizes;
-  check_shape(dout, {s.batch, s.channels(), s.length}, "dout");
-  check_shape(states, {s.batch, s.chunks() - 1, s.states, s.channels()}, "states");
-  const Tensor kept = dense(states, "states");
-  std::optional<Tensor> dlast;
-  if (dlast_state) {
-    dlast = dense(*dlast_state, "dlast_state");
-    check_shape(*dlast, {s.batch, s.channels(), s.states}, "dlast_state");
-  }
+  check_shape(dout, {s.batch, s.channels(), s.length}, kOperator, "dout");
+  const Tensor kept = dense(states, {s.batch, s.chunks() - 1, s.states, s.channels()}, kOperator, "states");
+  const std::optional<Tensor> dlast = dense(dlast_state, {s.batch, s.channels(), s.states}, kOperator, "dlast_state");
   Tensor du = allocate_sequence(u, u.scalar_type());
   Tensor dA = allocate(u, {s.channels(), s.states});
   Tensor dB = allocate_projection(B), dC = allocate_projection(C);
@@ -256,33 +164,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
                                     ScalarType::Float)
                          : allocate_sequence(delta, delta.scalar_type());
   const i64 weights = s.batch * s.channels(), projections = s.tasks() * s.length * s.states;
-  const auto scratch = [](i64 floats) { return std::unique_ptr<float[]>(new float[floats]); };
   const auto dA_parts = scratch(weights * s.states), dD_parts = scratch(weights), dbias_parts = scratch(weights);
   const auto dB_parts = scratch(projections), dC_parts = scratch(projections);
 
   BackwardArgs args;
   args.sizes = s;
   args.in = call.in;
-  args.dout = sequence(dout, "dout");
-  args.dlast_state = dlast ? static_cast<const float*>(dlast->data_ptr()) : nullptr;
-  args.states = static_cast<const float*>(kept.data_ptr());
-  args.du = sequence(du, "du");
-  args.ddelta = sequence(ddelta, "ddelta");
+  args.dout = sequence(dout, kOperator, "dout");
+  args.dlast_state = floats(dlast);
+  args.states = floats(kept);
+  args.du = sequence(du, kOperator, "du");
+  args.ddelta = sequence(ddelta, kOperator, "ddelta");
   args.dA = dA_parts.get();
   args.dD = dD_parts.get();
   args.ddelta_bias = dbias_parts.get();
   args.dB = dB_parts.get();
   args.dC = dC_parts.get();
   const ScanKernels& isa = kernels();
-  parallel(s, s.tasks(), [&](i64 begin, i64 end) { isa.backward(args, begin, end); });
+  parallel(s.work(), s.tasks(), [&](i64 begin, i64 end) { isa.backward(args, begin, end); });
 
-  add_batch(s.batch, s.channels() * s.states, 1, dA_parts.get(), static_cast<float*>(dA.data_ptr()));
-  if (D) add_batch(s.batch, s.channels(), 1, dD_parts.get(), static_cast<float*>(dD.data_ptr()));
+  add_batch(s.batch, s.channels() * s.states, 1, dA_parts.get(), floats(dA));
+  if (D) add_batch(s.batch, s.channels(), 1, dD_parts.get(), floats(dD));
   if (delta_bias)
-    add_batch(s.batch, delta.size(1), s.delta_ratio, dbias_parts.get(), static_cast<float*>(dbias.data_ptr()));
+    add_batch(s.batch, delta.size(1), s.delta_ratio, dbias_parts.get(), floats(dbias));
   store_projection(s, dB_parts.get(), dB);
   store_projection(s, dC_parts.get(), dC);
-  if (shared) ddelta = add_shared(s, static_cast<const float*>(ddelta.data_ptr()), delta);
+  if (shared) ddelta = add_shared(s, floats(ddelta), delta);
   return {du, ddelta, dA, dB, dC, dD, dbias};
 }
 

@@ -1,61 +1,22 @@
 // vmamba::_causal_conv1d and its backward on CUDA tensors: checks, and launches on PyTorch's current stream.
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <exception>
-#include <optional>
-#include <vector>
-
 #include "conv1d_run.h"
+#include "tensors.h"
 
 namespace vmamba::cuda::conv1d {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Sizes = std::vector<i64>;
-
-void check_shape(const Tensor& t, const Sizes& expected, const char* name) {
-  bool same = t.dim() == i64(expected.size());
-  for (i64 i = 0; same && i < t.dim(); ++i) same = t.size(i) == expected[i];
-  STD_TORCH_CHECK(same, "causal_conv1d on cuda: the shape of ", name, " does not fit that of x and weight");
-}
-
-Type type_of(const Tensor& t) {
-  if (t.scalar_type() == ScalarType::Float) return Type::f32;
-  if (t.scalar_type() == ScalarType::BFloat16) return Type::bf16;
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Half, "causal_conv1d on cuda: x must be float32, bfloat16 or float16");
-  return Type::f16;
-}
-
-bool is_channel_last(const Tensor& t) { return t.stride(1) == 1 && t.stride(2) != 1; }
+constexpr const char* kOperator = "causal_conv1d on cuda";
 
 Sequence sequence(const Tensor& t, const Tensor& x, bool channel_last, const Sizes& shape, const char* name) {
-  check_shape(t, shape, name);
-  STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), "causal_conv1d on cuda: ", name, " must be of x's type");
-  STD_TORCH_CHECK(t.stride(channel_last ? 1 : 2) == 1, "causal_conv1d on cuda: ", name,
+  check_shape(t, shape, kOperator, name);
+  STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), kOperator, ": ", name, " must be of x's type");
+  STD_TORCH_CHECK(t.stride(channel_last ? 1 : 2) == 1, kOperator, ": ", name,
                   " must have the channels side by side if x has, else the time steps");
-  const i64 element = t.scalar_type() == ScalarType::Float ? 4 : 2;
+  const i64 element = bytes_of(t.scalar_type());
   Sequence s{static_cast<char*>(t.data_ptr()), t.stride(0) * element, t.stride(1) * element, t.stride(2) * element};
   s.channel_last = channel_last;
   return s;
-}
-
-float* dense(const Tensor& t, const Sizes& shape, const char* name) {
-  check_shape(t, shape, name);
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float && t.is_contiguous(), "causal_conv1d on cuda: ", name,
-                  " must be float32 and contiguous");
-  return static_cast<float*>(t.data_ptr());
-}
-
-Queue queue_of(const Tensor& t) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
-  return {static_cast<cudaStream_t>(stream)};
 }
 
 // The arguments that the forward and the backward share.
@@ -65,7 +26,7 @@ struct Call {
   bool last;
 
   Call(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, i64 reverse, bool silu, bool flip)
-      : type(type_of(x)) {
+      : type(type_of(x, kOperator, "x")) {
     STD_TORCH_CHECK(x.dim() == 3 && weight.dim() == 3,
                     "causal_conv1d on cuda: expected x [B, C, L] or [B, G*C, L] and weight [G, C, W]");
     STD_TORCH_CHECK(x.size(0) > 0 && x.size(1) > 0 && x.size(2) > 0 && weight.size(0) > 0 && weight.size(0) <= 63 &&
@@ -82,10 +43,10 @@ struct Call {
     conv.silu = silu;
     conv.shared = x.size(1) == conv.channels;
     conv.x = sequence(x, x, last, {conv.batch, conv.shared ? conv.channels : outputs(), conv.length}, "x");
-    conv.weight = dense(weight, {conv.groups, conv.channels, conv.taps}, "weight");
+    conv.weight = dense_floats(weight, {conv.groups, conv.channels, conv.taps}, kOperator, "weight");
     STD_TORCH_CHECK(reinterpret_cast<std::uintptr_t>(conv.weight) % 16 == 0,
                     "causal_conv1d on cuda: the weight must start at a multiple of 16 bytes");
-    if (bias) conv.bias = dense(*bias, {conv.groups, conv.channels}, "bias");
+    conv.bias = dense_floats(bias, {conv.groups, conv.channels}, kOperator, "bias");
   }
 
   i64 outputs() const { return i64(conv.groups) * conv.channels; }
@@ -94,15 +55,10 @@ struct Call {
   }
 };
 
-// Errors of CUDA as PyTorch's.
 template <typename Run>
-void guarded(i64 blocks, const Run& run) {
+void run_blocks(i64 blocks, const Run& run) {
   STD_TORCH_CHECK(blocks <= kMostBlocks, "causal_conv1d on cuda: too many elements for one call");
-  try {
-    run();
-  } catch (const std::exception& error) {
-    STD_TORCH_CHECK(false, error.what());
-  }
+  guarded(run);
 }
 
 void run_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& out,
@@ -112,7 +68,8 @@ void run_forward(const Tensor& x, const Tensor& weight, const std::optional<Tens
   Forward f;
   f.conv = call.conv;
   f.out = call.result(out, x, "out");
-  guarded(forward_blocks(f.conv, call.type == Type::f32 ? 4 : 2), [&] { forward(call.type, f, queue_of(x)); });
+  run_blocks(forward_blocks(f.conv, int(bytes_of(x.scalar_type()))),
+             [&] { forward(call.type, f, queue_of(x, kOperator)); });
 }
 
 void run_backward(const Tensor& dout, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -125,11 +82,11 @@ void run_backward(const Tensor& dout, const Tensor& x, const Tensor& weight, con
   b.conv = p;
   b.dout = call.result(dout, x, "dout");
   b.dx = sequence(dx, x, call.last, {p.batch, x.size(1), p.length}, "dx");
-  b.partial = dense(partial, {p.batch * pieces_of(p), p.groups, p.taps + 1, p.channels}, "partial");
+  b.partial = dense_floats(partial, {p.batch * pieces_of(p), p.groups, p.taps + 1, p.channels}, kOperator, "partial");
   Reduction r;
-  r.dweight = dense(dweight, {p.groups, p.channels, p.taps}, "dweight");
-  r.dbias = bias ? dense(dbias, {p.groups, p.channels}, "dbias") : nullptr;
-  guarded(backward_blocks(p), [&] { backward(call.type, b, r, queue_of(x)); });
+  r.dweight = dense_floats(dweight, {p.groups, p.channels, p.taps}, kOperator, "dweight");
+  r.dbias = bias ? dense_floats(dbias, {p.groups, p.channels}, kOperator, "dbias") : nullptr;
+  run_blocks(backward_blocks(p), [&] { backward(call.type, b, r, queue_of(x, kOperator)); });
 }
 
 }  // namespace

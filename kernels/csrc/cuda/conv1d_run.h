@@ -2,48 +2,20 @@
 #pragma once
 
 #include "conv1d_backward.h"
-
-#ifndef VMAMBA_EMULATED
-#include <stdexcept>
-#include <string>
-#endif
+#include "launch.h"
 
 namespace vmamba::cuda::conv1d {
 
-enum class Type : int { f32, bf16, f16 };
-
-constexpr i64 kMostBlocks = 2147483647;
 constexpr i64 kMostRows = 65535;
 constexpr int kPieceSteps = 128;         // time steps of a backward block where channels lie side by side
 constexpr int kPieceRun = kLanes * kRun;  // of a backward warp where time steps do
 static_assert(kPieceSteps == kWarps * kBackwardSteps);
 
-inline i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
-
-#ifndef VMAMBA_EMULATED
-struct Queue {
-  cudaStream_t stream = nullptr;
-};
-
-inline void check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
-}
-
-template <typename Args>
-void launch(void (*kernel)(Args), dim3 grid, int threads, int shared_bytes, const Args& args, const Queue& queue) {
-  if (shared_bytes > 48 * 1024)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
-          "causal_conv1d: this GPU has too little shared memory");
-  kernel<<<grid, threads, shared_bytes, queue.stream>>>(args);
-  check(cudaGetLastError(), "causal_conv1d: launch");
-}
-#endif
-
 inline i64 pieces_of(const Conv& p) {
   return p.x.channel_last ? ceil_div(p.length, kPieceSteps) : ceil_div(p.length + kRun - 1, kPieceRun);
 }
 
-// Blocks of the largest launch: at most kMostBlocks can run.
+// Blocks of the largest launch: at most 2^31 - 1 can run.
 inline i64 forward_blocks(const Conv& p, int element) {
   const i64 vectors = ceil_div(p.channels, forward_bytes(p.taps) / element);
   if (p.x.channel_last) return ceil_div(vectors * ceil_div(p.length, kForwardSteps), kForwardThreads);

@@ -10,7 +10,7 @@
 
 namespace vmamba::cuda {
 
-inline i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
+using vmamba::ceil_div;
 
 #ifndef VMAMBA_EMULATED
 struct Queue {
@@ -26,7 +26,7 @@ template <typename Args>
 void launch(void (*kernel)(Args), dim3 grid, int threads, int shared_bytes, const Args& args, const Queue& queue) {
   if (shared_bytes > 48 * 1024)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
-          "vmamba: so many states do not fit into the shared memory of this GPU");
+          "vmamba: so large a call does not fit into the shared memory of this GPU");
   kernel<<<grid, threads, shared_bytes, queue.stream>>>(args);
   check(cudaGetLastError(), "vmamba: launch");
 }

@@ -9,7 +9,7 @@
 namespace vmamba::cuda {
 
 // [batch, group, channel, token]; strides in bytes.
-struct Image {
+struct Tokens {
   char* data = nullptr;
   i64 batch = 0;
   i64 group = 0;
@@ -76,20 +76,20 @@ struct StepsOfTokens {
 
 struct Expand {
   Pooled pooled;
-  Image u;
+  Tokens u;
   const float* z = nullptr;  // [B, P, KD]
   const float* D = nullptr;  // [KD] or absent
   int D_piece = 4;           // bytes that divide every address at which a vector of D can start
-  Image y;
+  Tokens y;
 };
 
 struct Gather {
   Pooled pooled;
-  Image dy;
-  Image u;
+  Tokens dy;
+  Tokens u;
   const float* D = nullptr;  // [KD] or absent: then neither u nor du is touched
   int D_piece = 4;
-  Image du;
+  Tokens du;
   float* dz = nullptr;  // [B, P, D] where the groups are averaged, else [B, P, KD]
   float* dD = nullptr;  // [B, splits, KD], channel-first [B, KD]
 };

@@ -80,7 +80,7 @@ __device__ __forceinline__ void write_vector(char* to, int piece, int valid, con
 inline int piece_of_bits(i64 bits) { return bits % 16 == 0 ? 16 : bits % 8 == 0 ? 8 : 1; }
 
 // The piece of every vector of an image: channels of a token, or tokens of a channel.
-inline int image_piece(const Pooled& p, const Image& x) {
+inline int image_piece(const Pooled& p, const Tokens& x) {
   i64 bits = i64(reinterpret_cast<std::uintptr_t>(x.data));
   if (p.batch > 1) bits |= x.batch;
   if (p.groups > 1) bits |= x.group;

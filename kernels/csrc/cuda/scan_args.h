@@ -11,7 +11,7 @@ namespace vmamba::cuda {
 constexpr int kChunk = 32;          // time steps between two stored states, and a divisor of every segment
 constexpr int kMostThreads = 128;
 
-enum class Type : int { f32, bf16, f16 };
+using vmamba::Type;
 
 // [batch, group, state, time]; strides in bytes.
 struct Projection {

@@ -1,84 +1,12 @@
 // vmamba::selective_scan and its backward on CUDA tensors: checks, allocation, launches on PyTorch's current stream.
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <exception>
-#include <optional>
-#include <tuple>
-#include <vector>
-
 #include "scan_entry_definitions.h"
+#include "tensors.h"
 
 namespace vmamba::cuda {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Sizes = std::vector<i64>;
-
-constexpr i64 kMostBlocks = 2147483647;
-
-Tensor allocate(const Tensor& like, const Sizes& sizes, const Sizes& strides, ScalarType type) {
-  std::int32_t device = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
-  const auto dtype = torch::stable::detail::to<std::int32_t>(torch::stable::detail::from(type));
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<i64>(sizes.size()), sizes.data(), strides.data(), dtype,
-                                                  device, like.get_device_index(), &handle));
-  return Tensor(handle);
-}
-
-Tensor allocate(const Tensor& like, const Sizes& sizes, ScalarType type = ScalarType::Float) {
-  Sizes strides(sizes.size(), 1);
-  for (std::size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * (sizes[i] > 1 ? sizes[i] : 1);
-  return allocate(like, sizes, strides, type);
-}
-
-bool is_channel_last(const Tensor& t) { return t.stride(1) == 1 && t.stride(2) != 1; }
-
-// Dense [B, KD, L], channel-last if `like` is.
-Tensor allocate_sequence(const Tensor& like, ScalarType type) {
-  const i64 batch = like.size(0), channels = like.size(1), length = like.size(2);
-  if (is_channel_last(like))
-    return allocate(like, {batch, channels, length}, {length * channels, 1, channels}, type);
-  return allocate(like, {batch, channels, length}, type);
-}
-
-// Dense [B, K, N, L], time-last if `like` is.
-Tensor allocate_projection(const Tensor& like) {
-  const i64 batch = like.size(0), groups = like.size(1), states = like.size(2), length = like.size(3);
-  if (like.stride(3) == 1) return allocate(like, {batch, groups, states, length}, like.scalar_type());
-  return allocate(like, {batch, groups, states, length}, {length * groups * states, states, 1, groups * states},
-                  like.scalar_type());
-}
-
-int bytes_of(ScalarType type) { return type == ScalarType::Float ? 4 : 2; }
-
-Type type_of(const Tensor& t) {
-  if (t.scalar_type() == ScalarType::Float) return Type::f32;
-  if (t.scalar_type() == ScalarType::BFloat16) return Type::bf16;
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Half, "selective_scan on cuda: u must be float32, bfloat16 or float16");
-  return Type::f16;
-}
-
-void check_shape(const Tensor& t, const Sizes& expected, const char* name) {
-  bool same = t.dim() == static_cast<i64>(expected.size());
-  for (i64 i = 0; same && i < t.dim(); ++i) same = t.size(i) == expected[i];
-  STD_TORCH_CHECK(same, "selective_scan on cuda: the shape of ", name, " does not fit that of u");
-}
-
-Tensor dense(const Tensor& t, const char* name) {
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float, "selective_scan on cuda: ", name, " must be float32");
-  return t.is_contiguous() ? t : torch::stable::contiguous(t);
-}
-
-const float* floats(const Tensor& t) { return static_cast<const float*>(t.data_ptr()); }
-const float* floats(const std::optional<Tensor>& t) { return t ? floats(*t) : nullptr; }
-float* room(const Tensor& t) { return t.numel() > 0 ? static_cast<float*>(t.data_ptr()) : nullptr; }
+constexpr const char* kOperator = "selective_scan on cuda";
 
 // A tensor whose channels or time steps lie side by side: itself, or a copy.
 Tensor side_by_side(const Tensor& t) {
@@ -101,17 +29,6 @@ Projection projection(const Tensor& t) {
           t.stride(3) * element};
 }
 
-Queue queue_of(const Tensor& t) {
-  Queue queue;
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
-  queue.stream = static_cast<cudaStream_t>(stream);
-  const cudaError_t status =
-      cudaDeviceGetAttribute(&queue.processors, cudaDevAttrMultiProcessorCount, t.get_device_index());
-  STD_TORCH_CHECK(status == cudaSuccess, "selective_scan on cuda: ", cudaGetErrorString(status));
-  return queue;
-}
-
 // The arguments that the forward and the backward share; holds those that had to be copied.
 struct Call {
   Scan scan;
@@ -122,7 +39,11 @@ struct Call {
 
   Call(const Tensor& u_in, const Tensor& delta_in, const Tensor& A_in, const Tensor& B, const Tensor& C,
        const std::optional<Tensor>& D_in, const std::optional<Tensor>& bias_in, bool softplus)
-      : queue(queue_of(u_in)), type(type_of(u_in)), u(u_in), delta(delta_in), A(dense(A_in, "A")) {
+      : queue(queue_of(u_in, kOperator)),
+        type(type_of(u_in, kOperator, "u")),
+        u(u_in),
+        delta(delta_in),
+        A(A_in) {
     STD_TORCH_CHECK(u.dim() == 3 && delta.dim() == 3 && A.dim() == 2 && B.dim() == 4,
                     "selective_scan on cuda: expected u, delta [B, K*D, L], A [K*D, N], B, C [B, K, N, L]");
     const i64 batch = u.size(0), channels = u.size(1), length = u.size(2), groups = B.size(1), states = A.size(1);
@@ -130,10 +51,10 @@ struct Call {
     STD_TORCH_CHECK(length > 0 && channels > 0 && channels < kMostBlocks && groups > 0 && channels % groups == 0 &&
                         delta_channels > 0 && channels % delta_channels == 0 && states > 0 && states <= 256,
                     "selective_scan on cuda: expected L >= 1, 1 <= N <= 256, and groups and delta channels dividing u's");
-    check_shape(delta, {batch, delta_channels, length}, "delta");
-    check_shape(A, {channels, states}, "A");
-    check_shape(B, {batch, groups, states, length}, "B");
-    check_shape(C, {batch, groups, states, length}, "C");
+    check_shape(delta, {batch, delta_channels, length}, kOperator, "delta");
+    A = dense(A_in, {channels, states}, kOperator, "A");
+    check_shape(B, {batch, groups, states, length}, kOperator, "B");
+    check_shape(C, {batch, groups, states, length}, kOperator, "C");
     for (const Tensor* t : {&delta_in, &B, &C})
       STD_TORCH_CHECK(t->scalar_type() == u.scalar_type(), "selective_scan on cuda: delta, B and C must be of u's type");
     u = side_by_side(u);
@@ -153,30 +74,14 @@ struct Call {
     scan.B = projection(B);
     scan.C = projection(C);
     scan.A = floats(A);
-    if (D_in) {
-      D = dense(*D_in, "D");
-      check_shape(*D, {channels}, "D");
-      scan.D = floats(D);
-    }
-    if (bias_in) {
-      delta_bias = dense(*bias_in, "delta_bias");
-      check_shape(*delta_bias, {delta_channels}, "delta_bias");
-      scan.delta_bias = floats(delta_bias);
-    }
+    D = dense(D_in, {channels}, kOperator, "D");
+    delta_bias = dense(bias_in, {delta_channels}, kOperator, "delta_bias");
+    scan.D = floats(D);
+    scan.delta_bias = floats(delta_bias);
   }
 
   i64 kept() const { return ceil_div(scan.length, kChunk) - 1; }
 };
-
-// Errors of CUDA as PyTorch's.
-template <typename Run>
-void guarded(const Run& run) {
-  try {
-    run();
-  } catch (const std::exception& error) {
-    STD_TORCH_CHECK(false, error.what());
-  }
-}
 
 std::tuple<Tensor, Tensor, Tensor> run_forward(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
                                                const Tensor& C, const std::optional<Tensor>& D,
@@ -210,17 +115,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> run_backward(
   const Call call(u, delta, A, B, C, D, delta_bias, delta_softplus);
   const Scan& p = call.scan;
   const i64 channels = p.channels();
-  check_shape(dout_in, {p.batch, channels, p.length}, "dout");
-  check_shape(states_in, {p.batch, call.kept(), p.states, channels}, "states");
+  check_shape(dout_in, {p.batch, channels, p.length}, kOperator, "dout");
   STD_TORCH_CHECK(dout_in.scalar_type() == ScalarType::Float || dout_in.scalar_type() == u.scalar_type(),
                   "selective_scan on cuda: dout must be float32 or of u's type");
   const Tensor dout = side_by_side(dout_in);
-  const Tensor states = dense(states_in, "states");
-  std::optional<Tensor> dlast;
-  if (dlast_in) {
-    dlast = dense(*dlast_in, "dlast_state");
-    check_shape(*dlast, {p.batch, channels, p.states}, "dlast_state");
-  }
+  const Tensor states = dense(states_in, {p.batch, call.kept(), p.states, channels}, kOperator, "states");
+  const std::optional<Tensor> dlast = dense(dlast_in, {p.batch, channels, p.states}, kOperator, "dlast_state");
   Tensor du = allocate_sequence(u, u.scalar_type());
   Tensor ddelta = allocate_sequence(delta, delta.scalar_type());
   Tensor dA = allocate(u, {channels, p.states});

@@ -15,7 +15,38 @@ namespace vmamba::cuda {
 constexpr int kSteps = 8;             // of a slot
 constexpr int kSs2dThreads = 256;     // most of a block
 constexpr int kStoredEvery = kChunk;  // steps between two stored states
+constexpr int kMapUnit = 256;         // every tile divides it; rows of the map repeat their last position up to a multiple
 
+// [batch, channel, position] of any strides, in bytes.
+struct Image {
+  char* data = nullptr;
+  i64 batch = 0;
+  i64 channel = 0;
+  unsigned position = 0;
+
+  __host__ __device__ char* at(i64 b, i64 c) const { return data + b * batch + c * channel; }
+};
+
+// Where things lie in shared memory, in floats; every offset is a multiple of 16 bytes.
+struct Ss2dMemory {
+  // Rows of x_dbl as float32: the step-size inputs, B and C of a row, each padded with zeros, are cut into fours, and lie
+  // as [slot][four][step][4], so that the 8 steps of a four have fixed distances.
+  int B = 0, C = 0, slot_pitch = 0;
+  int weights = 0, weights_pitch = 0;    // dt_weight of the direction and block: [R][width]
+  int decay = 0;                         // log2(e) A: [N][width]
+  int carry = 0;                         // the state between two tiles, and the one before: [2][N][width]
+  int totals = 0;                        // what each slot does to a state: [2][kStates][2 or 3][threads]
+  int rows = 0;                          // [slots] rows as above
+  int channels = 0, channels_pitch = 0;  // backward: values to be summed over channels, [steps][width]
+  int tallies = 0;                       // backward: sums over time, [tally_rows][threads]
+  int sums = 0;                          // [L][width]
+  int ranks = 0, states = 0;             // R and N, padded
+
+  // Rows of `tallies`: d dt_weight, dA, d delta_bias, dD.
+  __host__ __device__ int tally_rows() const { return ranks + states + 2; }
+};
+
+// Steps and positions are counted in 32 bits, and so are the bytes between two positions; addresses have 64.
 struct Ss2d {
   i64 batch = 0;
   i64 length = 0;
@@ -24,28 +55,35 @@ struct Ss2d {
   int rank = 0;
   int states = 0;
   int width = 32;           // channels of a block: 8, 16 or 32
+  int log_width = 5;
   int threads = 256;        // of a block
+  // Reading x_dbl: lanes side by side along a row, rows read at once, and rows of a warp in all.
+  int log_columns = 5;
+  int rows_at_once = 1;
+  int warp_steps = 8;
   bool sums_shared = true;  // the sums over directions lie in shared memory, else in `sums`
-  Sequence x;               // any strides
-  Sequence x_dbl;           // [B, J, L], the J side by side
+  Image x;
+  Image x_dbl;              // [B, J, L], the J side by side
   const float* dt_weight = nullptr;   // [K, C, R]
   const float* A = nullptr;           // [K*C, N]
   const float* D = nullptr;           // [K*C] or absent
   const float* delta_bias = nullptr;  // [K*C] or absent
-  const i64* maps = nullptr;          // [K, L]: the position that each scan step reads
+  const unsigned* maps = nullptr;     // [K, map_length()]: the position that each scan step reads
   float* sums = nullptr;              // [B, blocks, L, width] or absent
+  Ss2dMemory memory;
 
   __host__ __device__ int section() const { return rank + 2 * states; }
   __host__ __device__ i64 row() const { return i64(directions) * section(); }
-  __host__ __device__ int blocks() const { return (channels + width - 1) / width; }
-  __host__ __device__ int slots() const { return threads / width; }
+  __host__ __device__ int blocks() const { return (channels + width - 1) >> log_width; }
+  __host__ __device__ int slots() const { return threads >> log_width; }
   __host__ __device__ int tile() const { return slots() * kSteps; }
+  __host__ __device__ i64 map_length() const { return (length + kMapUnit - 1) / kMapUnit * kMapUnit; }
   __host__ __device__ i64 stored() const { return (length + kStoredEvery - 1) / kStoredEvery - 1; }
 };
 
 struct Ss2dForward {
   Ss2d ss2d;
-  Sequence out;                    // any strides
+  Image out;
   bool out_f32 = true;             // else x's type
   float* stored_states = nullptr;  // [B, stored, N, K*C], one every kStoredEvery steps, or absent
 };
@@ -54,9 +92,9 @@ struct Ss2dBackward {
   Ss2d ss2d;
   int groups = 1;                        // thread blocks that share the channels of an image, each some blocks in turn
   bool tallies_shared = true;            // the sums over time lie in shared memory, else in `tallies`
-  Sequence dout;                         // any strides
+  Image dout;
   bool dout_f32 = true;                  // else x's type
-  Sequence dx;                           // any strides
+  Image dx;
   const float* stored_states = nullptr;  // [B, stored, N, K*C]
   float* tallies = nullptr;              // [B * groups, tallies of a block, threads] or absent
   float* partial_rows = nullptr;         // [groups, B, L, J]: dx_dbl of each group of blocks
@@ -68,56 +106,11 @@ struct Ss2dReduction {
   int groups = 1;
   const float* partial_rows = nullptr;
   const float* partial_weights = nullptr;
-  Sequence dx_dbl;                // [B, J, L], any strides
+  Image dx_dbl;                   // [B, J, L]
   float* d_dt_weight = nullptr;   // [K, C, R]
   float* dA = nullptr;            // [K*C, N]
   float* dD = nullptr;            // [K*C] or absent
   float* d_delta_bias = nullptr;  // [K*C] or absent
-};
-
-__host__ __device__ inline int round_up(int count, int unit) { return (count + unit - 1) / unit * unit; }
-
-// Where things lie in shared memory, in floats; every offset is a multiple of 16 bytes.
-struct Ss2dMemory {
-  // A warp's rows of x_dbl as float32: [slot of the warp][step][step-size inputs, B, C], each part padded with zeros.
-  int B, C, pitch, slot_pitch;
-  int weights, weights_pitch;  // dt_weight of the direction and block: [R][width]
-  int decay;                   // log2(e) A: [N][width]
-  int carry;                   // the state between two tiles, and the one before: [2][N][width]
-  int totals;                  // what each slot does to a state that enters it: [2][kStates][2 or 3][threads]
-  int rows;                    // [warps][slots of a warp] rows as above
-  int channels, channels_pitch;  // backward: a warp's values to be summed over channels, [warps][steps of a warp][width]
-  int tallies;                 // backward: sums over time [tally_rows][threads]
-  int sums;                    // [L][width]
-  int ranks, states;           // R and N, padded
-
-  __host__ __device__ Ss2dMemory(const Ss2d& p, int states_at_once, bool backward) {
-    ranks = round_up(p.rank, 4);
-    states = round_up(p.states, states_at_once);
-    B = ranks;
-    C = ranks + states;
-    pitch = round_up(C + states, 4);
-    slot_pitch = kSteps * pitch + 4;
-    weights = 0;
-    weights_pitch = p.width + 4;
-    decay = weights + ranks * weights_pitch;
-    carry = decay + states * p.width;
-    totals = carry + 2 * states * p.width;
-    rows = totals + 2 * states_at_once * (backward ? 3 : 2) * p.threads;
-    channels = rows + p.slots() * slot_pitch;
-    channels_pitch = p.width + 4;
-    tallies = channels + (backward ? p.tile() * channels_pitch : 0);
-    sums = tallies;
-  }
-
-  // Rows of `tallies`: d dt_weight, dA, d delta_bias, dD.
-  __host__ __device__ int tally_rows() const { return ranks + states + 2; }
-
-  i64 bytes(const Ss2d& p, bool tallies_shared) const {
-    const i64 floats = i64(sums) + (tallies_shared ? tally_rows() * p.threads : 0) +
-                       (p.sums_shared && p.directions > 1 ? p.length * p.width : 0);
-    return floats * i64(sizeof(float));
-  }
 };
 
 }  // namespace vmamba::cuda

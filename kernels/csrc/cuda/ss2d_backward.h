@@ -31,31 +31,30 @@ __device__ __forceinline__ float sum_channels(const Ss2dMemory& m, const Ss2dLan
 __device__ __forceinline__ void tally_row(float* to, float value, bool start) { *to = start ? value : *to + value; }
 
 template <typename T, int kStates, int kAll>
-__global__ void __launch_bounds__(kSs2dThreads, 2) ss2d_backward(const __grid_constant__ Ss2dBackward b) {
+__global__ void __launch_bounds__(kSs2dThreads) ss2d_backward(const __grid_constant__ Ss2dBackward b) {
   VMAMBA_SHARED(memory);
   const Ss2d& p = b.ss2d;
   const int N = kAll ? kAll : p.states;
   float* shared = reinterpret_cast<float*>(memory);
-  const Ss2dMemory m(p, kStates, true);
+  const Ss2dMemory& m = p.memory;
   const Ss2dLane at(p);
   const i64 batch = blockIdx.x / unsigned(b.groups);
   const int group = int(blockIdx.x % unsigned(b.groups));
-  const i64 length = p.length;
+  const int length = int(p.length);
   const i64 KC = i64(p.directions) * p.channels;
+  RowLoader<T> loader(p, at, shared);
   const int tile = p.tile();
   const int section = p.section();
   const int tally_rows = m.tally_rows();
-  const int warp_first = at.warp * (kLanes / p.width) * kSteps;  // step of the tile
+  const int warp_first = at.warp * p.warp_steps;  // step of the tile
 
-  const RowLoader<T> loader(p, m, at, shared, batch);
   const float* weights = shared + m.weights + at.column;
   const float* rows = shared + m.rows + at.slot * m.slot_pitch;
   float* to_sum = shared + m.channels + warp_first * m.channels_pitch;
   const float* sum_row = to_sum + at.step * m.channels_pitch;
   float* tallies = b.tallies_shared ? shared + m.tallies : b.tallies + i64(blockIdx.x) * tally_rows * p.threads;
-  float* sums = p.sums_shared ? shared + m.sums + (b.tallies_shared ? tally_rows * p.threads : 0)
-                              : p.sums + i64(blockIdx.x) * length * p.width;
-  float* partial_rows = b.partial_rows + (i64(group) * p.batch + batch) * length * p.row();
+  char* inside = reinterpret_cast<char*>(shared + m.sums + at.column);
+  float* partial_rows = b.partial_rows + (i64(group) * p.batch + batch) * p.length * p.row();
   float* partial_weights = b.partial_weights + batch * (p.rank + N + 2) * KC;
   int parity = 0;
   loader.clear(at.lane);
@@ -66,14 +65,14 @@ __global__ void __launch_bounds__(kSs2dThreads, 2) ss2d_backward(const __grid_co
     const int channel0 = block * p.width;
     const bool exists = channel0 + at.column < p.channels;
     const int channel = exists ? channel0 + at.column : p.channels - 1;
-    const char* x = p.x.at(batch, channel, 0);
-    const char* dout = b.dout.at(batch, channel, 0);
-    char* dx = b.dx.at(batch, channel, 0);
+    const char* x = pinned(p.x.at(batch, channel));
+    const char* dout = pinned(b.dout.at(batch, channel));
     const float skip = skip_of(p, channel);
 
 #pragma unroll 1
     for (int k = 0; k < p.directions; ++k) {
-      const i64* map = p.maps + k * length;
+      const unsigned* map = pinned(p.maps + k * p.map_length());
+      loader.choose(batch, k);
       const i64 index = i64(k) * p.channels + channel;
       const float bias = p.delta_bias ? p.delta_bias[index] : 0.0f;
       __syncthreads();
@@ -84,29 +83,28 @@ __global__ void __launch_bounds__(kSs2dThreads, 2) ss2d_backward(const __grid_co
       float dbias = 0.0f, dskip = 0.0f, dA_only = 0.0f;
       int side = 0;  // of `carry` that holds the gradient which enters the tile
 #pragma unroll 1
-      for (i64 start = (length - 1) / tile * tile; start >= 0; start -= tile, side ^= 1) {
-        const i64 first = start + at.slot * kSteps;
+      for (int start = (length - 1) / tile * tile; start >= 0; start -= tile, side ^= 1) {
+        const int first = start + at.slot * kSteps;
         const bool busy = start + warp_first < length;  // the same in all lanes of a warp
-        const int slots = int(min((length - start + kSteps - 1) / kSteps, i64(p.slots())));  // that have a step
-        const i64 steps = exists ? length - first : 0;
-        int position[kSteps];
+        const int slots = min((length - start + kSteps - 1) / kSteps, p.slots());  // that have a step
+        const int steps = exists ? length - first : 0;
         float u[kSteps], dy[kSteps], dt[kSteps], slope[kSteps], g_B[kSteps], g_A[kSteps], time = 0.0f;
-        i64 row = 0;  // of the lane's step in `partial_rows`
-        bool row_exists = false;
+        const bool row_exists = start + warp_first + at.step < length;
+        float* row = partial_rows;  // that of the lane's step
         if (busy) {
           float ahead[RowLoader<T>::kAhead];
-          load_positions(map, first, length, position);
-          loader.load_ahead(map, start + warp_first, length, k, ahead);
-          const i64 step = start + warp_first + at.step;
-          row_exists = step < length;
-          row = (row_exists ? map[step] : 0) * p.row() + k * section;
-          gather8<T>(x, p.x.time, position, u);
+          unsigned position[kSteps];
+          const unsigned* row_map = map + start + warp_first + (at.lane >> p.log_columns);
+          load_positions(map + first, position);
+          loader.load_ahead(row_map, ahead);
+          row = place(row, map[start + warp_first + at.step], unsigned(p.row())) + k * section;
+          gather8<T>(x, p.x.position, position, u);
           if (b.dout_f32)
-            gather8<float>(dout, b.dout.time, position, dy);
+            gather8<float>(dout, b.dout.position, position, dy);
           else
-            gather8<T>(dout, b.dout.time, position, dy);
+            gather8<T>(dout, b.dout.position, position, dy);
           __syncwarp();
-          loader.store_all(map, start + warp_first, length, k, ahead);
+          loader.store_all(row_map, ahead);
           __syncwarp();
           project8(m, weights, rows, bias, dt);
 #pragma unroll
@@ -114,19 +112,25 @@ __global__ void __launch_bounds__(kSs2dThreads, 2) ss2d_backward(const __grid_co
             const float e = softplus_exponential(dt[i]);
             slope[i] = softplus_derivative(dt[i], e);
             dt[i] = softplus(dt[i], e);
-            if (first + i >= length) dt[i] = 0.0f;
-            if (i >= steps) dy[i] = 0.0f;
-            time += dt[i];
             g_B[i] = g_A[i] = 0.0f;
           }
+          if (steps < kSteps) {
+#pragma unroll
+            for (int i = 0; i < kSteps; ++i) {
+              if (first + i >= length) dt[i] = 0.0f;
+              if (i >= steps) dy[i] = 0.0f;
+            }
+          }
+#pragma unroll
+          for (int i = 0; i < kSteps; ++i) time += dt[i];
         }
 
 #pragma unroll 1
         for (int n0 = 0; n0 < N; n0 += kStates, parity ^= 1) {
-          float a[kStates][kSteps], decay[kStates];
+          float a[kStates][kSteps];
           float* total = shared + m.totals + parity * kStates * 3 * p.threads + at.column;
           if (busy) {
-            float h[kStates], g[kStates];
+            float h[kStates], g[kStates], decay[kStates];
 #pragma unroll
             for (int j = 0; j < kStates; ++j) {
               decay[j] = shared[m.decay + (n0 + j) * p.width + at.column];
@@ -135,7 +139,7 @@ __global__ void __launch_bounds__(kSs2dThreads, 2) ss2d_backward(const __grid_co
 #pragma unroll
             for (int i = 0; i < kSteps; ++i) {
               float B[kStates];
-              load_states_of(rows + i * m.pitch + m.B + n0, B);
+              load_states_of(rows + cell(i, m.B + n0), B);
 #pragma unroll
               for (int j = 0; j < kStates; ++j) {
                 a[j][i] = exp2_fast(dt[i] * decay[j]);
@@ -145,7 +149,7 @@ __global__ void __launch_bounds__(kSs2dThreads, 2) ss2d_backward(const __grid_co
 #pragma unroll
             for (int i = kSteps - 1; i >= 0; --i) {
               float C[kStates];
-              load_states_of(rows + i * m.pitch + m.C + n0, C);
+              load_states_of(rows + cell(i, m.C + n0), C);
 #pragma unroll
               for (int j = 0; j < kStates; ++j) g[j] = a[j][i] * fmaf(C[j], dy[i], g[j]);
             }
@@ -163,7 +167,7 @@ __global__ void __launch_bounds__(kSs2dThreads, 2) ss2d_backward(const __grid_co
           if (!busy) continue;
 
           float before[kStates], g[kStates], h[kStates][kSteps];
-          const i64 chunk = first / kStoredEvery;
+          const int chunk = first / kStoredEvery;
 #pragma unroll
           for (int j = 0; j < kStates; ++j) {
             const bool stored = chunk > 0 && first < length && exists && n0 + j < N;
@@ -190,7 +194,7 @@ __global__ void __launch_bounds__(kSs2dThreads, 2) ss2d_backward(const __grid_co
 #pragma unroll
           for (int i = 0; i < kSteps; ++i) {
             float B[kStates];
-            load_states_of(rows + i * m.pitch + m.B + n0, B);
+            load_states_of(rows + cell(i, m.B + n0), B);
 #pragma unroll
             for (int j = 0; j < kStates; ++j)
               h[j][i] = fmaf(a[j][i], i > 0 ? h[j][i - (i > 0)] : before[j], dt[i] * u[i] * B[j]);
@@ -199,14 +203,14 @@ __global__ void __launch_bounds__(kSs2dThreads, 2) ss2d_backward(const __grid_co
 #pragma unroll
           for (int j = 0; j < kStates; ++j) {
             float to_B[kSteps], to_C[kSteps];
-            const float A = decay[j] * (1.0f / kLog2e);
+            const float A = shared[m.decay + (n0 + j) * p.width + at.column] * (1.0f / kLog2e);
             dA[j] = 0.0f;
 #pragma unroll
             for (int i = kSteps - 1; i >= 0; --i) {
-              const float gradient = fmaf(rows[i * m.pitch + m.C + n0 + j], dy[i], g[j]);
+              const float gradient = fmaf(rows[cell(i, m.C + n0 + j)], dy[i], g[j]);
               to_B[i] = gradient * (dt[i] * u[i]);
               to_C[i] = dy[i] * h[j][i];
-              g_B[i] = fmaf(gradient, rows[i * m.pitch + m.B + n0 + j], g_B[i]);
+              g_B[i] = fmaf(gradient, rows[cell(i, m.B + n0 + j)], g_B[i]);
               g[j] = gradient * a[j][i];
               const float moved = g[j] * (i > 0 ? h[j][i - (i > 0)] : before[j]);
               dA[j] = fmaf(moved, dt[i], dA[j]);
@@ -215,8 +219,8 @@ __global__ void __launch_bounds__(kSs2dThreads, 2) ss2d_backward(const __grid_co
             const float dB = sum_channels(m, at, to_sum, to_B);
             const float dC = sum_channels(m, at, to_sum, to_C);
             if (at.part == 0 && row_exists && n0 + j < N) {
-              tally_row(partial_rows + row + p.rank + n0 + j, dB, start_rows);
-              tally_row(partial_rows + row + p.rank + N + n0 + j, dC, start_rows);
+              tally_row(row + p.rank + n0 + j, dB, start_rows);
+              tally_row(row + p.rank + N + n0 + j, dC, start_rows);
             }
             if (at.slot == 0) shared[m.carry + ((side ^ 1) * m.states + n0 + j) * p.width + at.column] = g[j];
           }
@@ -235,10 +239,11 @@ __global__ void __launch_bounds__(kSs2dThreads, 2) ss2d_backward(const __grid_co
           ddelta[i] = fmaf(g_B[i], u[i], g_A[i]) * slope[i];
           dbias += ddelta[i];
           if (k == 0) dskip = fmaf(dy[i], u[i], dskip);
-          g_B[i] *= dt[i];
-          dy[i] *= skip;
+          g_B[i] = fmaf(g_B[i], dt[i], k == 0 ? skip * dy[i] : 0.0f);
         }
-        merge8<T>(p, k, sums + at.column, dy, b.dx, false, dx, position, steps, g_B);
+        unsigned position[kSteps];
+        load_positions(map + first, position);
+        merge8<T>(p, k, inside, at.column, b.dx, false, batch, channel, position, steps, g_B);
 
         // The gradient of dt_weight, each thread's own.
 #pragma unroll 1
@@ -246,7 +251,7 @@ __global__ void __launch_bounds__(kSs2dThreads, 2) ss2d_backward(const __grid_co
           float w[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
           for (int i = 0; i < kSteps; ++i) {
-            const float4 inputs = *reinterpret_cast<const float4*>(rows + i * m.pitch + r);
+            const float4 inputs = *reinterpret_cast<const float4*>(rows + cell(i, r));
             w[0] = fmaf(ddelta[i], inputs.x, w[0]);
             w[1] = fmaf(ddelta[i], inputs.y, w[1]);
             w[2] = fmaf(ddelta[i], inputs.z, w[2]);
@@ -276,8 +281,8 @@ __global__ void __launch_bounds__(kSs2dThreads, 2) ss2d_backward(const __grid_co
             sum_high = fmaf(d.x, w.x, fmaf(d.y, w.y, fmaf(d.z, w.z, fmaf(d.w, w.w, sum_high))));
           }
           if (row_exists) {
-            tally_row(partial_rows + row + r, sum_low, start_rows);
-            if (r + at.parts < p.rank) tally_row(partial_rows + row + r + at.parts, sum_high, start_rows);
+            tally_row(row + r, sum_low, start_rows);
+            if (r + at.parts < p.rank) tally_row(row + r + at.parts, sum_high, start_rows);
           }
         }
       }

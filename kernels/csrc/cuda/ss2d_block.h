@@ -16,127 +16,159 @@ struct Ss2dLane {
   int part, step;  // which of them this lane is, and the step, counted from the warp's first
 
   __device__ __forceinline__ explicit Ss2dLane(const Ss2d& p) {
-    const int log_width = 31 - __clz(p.width);
     lane = threadIdx.x % kLanes;
     warp = threadIdx.x / kLanes;
     column = lane & (p.width - 1);
-    slot = int(threadIdx.x) >> log_width;
-    warp_slot = lane >> log_width;
+    slot = int(threadIdx.x) >> p.log_width;
+    warp_slot = lane >> p.log_width;
     parts = p.width / kSteps;
     part = lane & (parts - 1);
-    step = lane >> (log_width - 3);
+    step = lane >> (p.log_width - 3);
   }
 };
 
-// The positions of 8 steps of a scan; of steps behind its end, that of the last.
-__device__ __forceinline__ void load_positions(const i64* map, i64 first, i64 length, int (&position)[kSteps]) {
-#pragma unroll
-  for (int i = 0; i < kSteps; ++i) position[i] = int(map[min(first + i, length - 1)]);
+// The positions of 8 steps of a scan.
+__device__ __forceinline__ void load_positions(const unsigned* map, unsigned (&position)[kSteps]) {
+  const uint4* from = reinterpret_cast<const uint4*>(map);
+  const uint4 low = from[0], high = from[1];
+  position[0] = low.x, position[1] = low.y, position[2] = low.z, position[3] = low.w;
+  position[4] = high.x, position[5] = high.y, position[6] = high.z, position[7] = high.w;
+}
+
+// A position's place: 32 by 32 bits give 64.
+template <typename P>
+__device__ __forceinline__ P* place(P* first, unsigned position, unsigned stride) {
+  return first + std::uint64_t(position) * stride;
 }
 
 // The values of 8 positions of one channel; `from` is its first.
 template <typename T>
-__device__ __forceinline__ void gather8(const char* from, i64 stride, const int (&position)[kSteps],
+__device__ __forceinline__ void gather8(const char* from, unsigned stride, const unsigned (&position)[kSteps],
                                         float (&v)[kSteps]) {
 #pragma unroll
-  for (int i = 0; i < kSteps; ++i) v[i] = widen(*reinterpret_cast<const T*>(from + position[i] * stride));
+  for (int i = 0; i < kSteps; ++i) v[i] = widen(*reinterpret_cast<const T*>(place(from, position[i], stride)));
 }
 
 template <typename T>
-__device__ __forceinline__ void scatter8(char* to, i64 stride, const int (&position)[kSteps], i64 steps,
+__device__ __forceinline__ void scatter8(char* to, unsigned stride, const unsigned (&position)[kSteps], int steps,
                                          const float (&v)[kSteps]) {
+  if (steps >= kSteps) {
 #pragma unroll
-  for (int i = 0; i < kSteps; ++i)
-    if (i < steps) *reinterpret_cast<T*>(to + position[i] * stride) = narrow<T>(v[i]);
+    for (int i = 0; i < kSteps; ++i) *reinterpret_cast<T*>(place(to, position[i], stride)) = narrow<T>(v[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kSteps - 1; ++i)
+      if (i < steps) *reinterpret_cast<T*>(place(to, position[i], stride)) = narrow<T>(v[i]);
+  }
 }
 
-// Adds the values of a direction to those of the directions before it: the first starts from `start`, the last writes
-// the result. Each position of an image is met once in every direction.
+// Adds the values of a direction to those of the directions before it; the last writes the result. Each position of an
+// image is met once in every direction. `inside` are the sums where they lie in shared memory.
 template <typename T>
-__device__ __forceinline__ void merge8(const Ss2d& p, int direction, float* sums, const float (&start)[kSteps],
-                                       const Sequence& out, bool out_f32, char* to, const int (&position)[kSteps],
-                                       i64 steps, float (&v)[kSteps]) {
-  if (direction == 0) {
-#pragma unroll
-    for (int i = 0; i < kSteps; ++i) v[i] += start[i];
-  } else {
+__device__ __forceinline__ void merge8(const Ss2d& p, int direction, char* inside, int column, const Image& out,
+                                       bool out_f32, i64 batch, int channel, const unsigned (&position)[kSteps],
+                                       int steps, float (&v)[kSteps]) {
+  const unsigned stride = unsigned(p.width) * unsigned(sizeof(float));
+  const bool full = steps >= kSteps;
+  const auto outside = [&] {
+    return pinned(reinterpret_cast<char*>(p.sums + i64(blockIdx.x) * p.length * p.width + column));
+  };
+  const auto shared_place = [&](int i) { return reinterpret_cast<float*>(inside + position[i] * stride); };
+  if (direction > 0) {
     float before[kSteps];
+    if (p.sums_shared && full) {
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) before[i] = i < steps ? sums[i64(position[i]) * p.width] : 0.0f;
+      for (int i = 0; i < kSteps; ++i) before[i] = *shared_place(i);
+    } else if (p.sums_shared) {
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) before[i] = i < steps ? *shared_place(i) : 0.0f;
+    } else {
+      const char* from = outside();
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i)
+        before[i] = i < steps ? *reinterpret_cast<const float*>(place(from, position[i], stride)) : 0.0f;
+    }
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) v[i] += before[i];
   }
-  if (direction + 1 < p.directions) {
+  if (direction + 1 == p.directions) {
+    char* to = pinned(out.at(batch, channel));
+    if (out_f32)
+      scatter8<float>(to, out.position, position, steps, v);
+    else
+      scatter8<T>(to, out.position, position, steps, v);
+  } else if (p.sums_shared && full) {
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i)
-      if (i < steps) sums[i64(position[i]) * p.width] = v[i];
-  } else if (out_f32) {
-    scatter8<float>(to, out.time, position, steps, v);
+    for (int i = 0; i < kSteps; ++i) *shared_place(i) = v[i];
+  } else if (p.sums_shared) {
+#pragma unroll
+    for (int i = 0; i < kSteps - 1; ++i)
+      if (i < steps) *shared_place(i) = v[i];
   } else {
-    scatter8<T>(to, out.time, position, steps, v);
+    scatter8<float>(outside(), stride, position, steps, v);
   }
 }
+
+// Where column j of a step lies in the rows of its slot.
+__device__ __forceinline__ int cell(int step, int j) { return (j >> 2) * (4 * kSteps) + step * 4 + (j & 3); }
 
 // Reads the rows of x_dbl of a warp's steps into its shared memory, as float32. Lanes lie along a row, and beside each
 // other where it is short.
 template <typename T>
 struct RowLoader {
   static constexpr int kAhead = 4;
-  const char* from;  // the section of the direction in the row of position 0
+  const Ss2d& p;
+  const char* from;  // the row of position 0, at the lane's column of the direction
   float* to;         // of the warp
-  i64 stride;
-  int section, rank, states, B, C, pitch, slot_pitch;
-  int steps;         // of a warp
-  int column, first, at_once;
+  int column, first;
 
-  __device__ __forceinline__ RowLoader(const Ss2d& p, const Ss2dMemory& m, const Ss2dLane& at, float* shared,
-                                       i64 batch) {
-    section = p.section(), rank = p.rank, states = p.states;
-    B = m.B, C = m.C, pitch = m.pitch, slot_pitch = m.slot_pitch;
-    steps = kSteps * kLanes / p.width;
-    const int log_columns = section > 16 ? 5 : section > 8 ? 4 : section > 4 ? 3 : 2;
-    column = at.lane & ((1 << log_columns) - 1);
-    first = at.lane >> log_columns;
-    at_once = kLanes >> log_columns;
-    from = p.x_dbl.data + batch * p.x_dbl.batch;
-    stride = p.x_dbl.time;
-    to = shared + m.rows + at.warp * (kLanes / p.width) * slot_pitch;
+  __device__ __forceinline__ RowLoader(const Ss2d& p, const Ss2dLane& at, float* shared) : p(p) {
+    column = at.lane & ((1 << p.log_columns) - 1);
+    first = at.lane >> p.log_columns;
+    to = shared + p.memory.rows + at.warp * (kLanes >> p.log_width) * p.memory.slot_pitch;
+    from = nullptr;
+  }
+
+  __device__ __forceinline__ void choose(i64 batch, int direction) {
+    from = pinned(p.x_dbl.at(batch, direction * p.section() + column));
   }
 
   // Clears the columns that pad the rows, once.
   __device__ __forceinline__ void clear(int lane) const {
-    for (int q = lane; q < steps / kSteps * slot_pitch; q += kLanes) to[q] = 0.0f;
+    for (int q = lane; q < (kLanes >> p.log_width) * p.memory.slot_pitch; q += kLanes) to[q] = 0.0f;
   }
 
-  __device__ __forceinline__ float load(const i64* map, i64 start, i64 length, int direction, int step, int j) const {
-    if (step >= steps || start + step >= length || j >= section) return 0.0f;
-    const char* row = from + map[start + step] * stride;
-    return widen(reinterpret_cast<const T*>(row)[direction * section + j]);
+  // Column j of the lane's row in a round; `map` is that of its first row.
+  __device__ __forceinline__ float load(const unsigned* map, int j) const {
+    return j < p.section() ? widen(reinterpret_cast<const T*>(place(from, *map, p.x_dbl.position))[j - column]) : 0.0f;
   }
 
-  __device__ __forceinline__ void store(int step, int j, float value) const {
-    if (step >= steps || j >= section) return;
-    const int column = j < rank ? j : j < rank + states ? B + (j - rank) : C + (j - rank - states);
-    to[step / kSteps * slot_pitch + step % kSteps * pitch + column] = value;
+  // `row` counts from the lane's first.
+  __device__ __forceinline__ void store(int row, int j, float value) const {
+    const Ss2dMemory& m = p.memory;
+    const int gap = j < p.rank ? 0 : j < p.rank + p.states ? m.B - p.rank : m.C - p.rank - p.states;
+    const int step = row % kSteps + first;  // `first` is below 8 and below what divides `row`
+    if (j < p.section()) to[row / kSteps * m.slot_pitch + cell(step, j + gap)] = value;
   }
 
   // The first rows are loaded early and stored late.
-  __device__ __forceinline__ void load_ahead(const i64* map, i64 start, i64 length, int direction,
-                                             float (&ahead)[kAhead]) const {
+  __device__ __forceinline__ void load_ahead(const unsigned* map, float (&ahead)[kAhead]) const {
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) ahead[i] = load(map, start, length, direction, first + i * at_once, column);
+    for (int i = 0; i < kAhead; ++i)
+      ahead[i] = i * p.rows_at_once < p.warp_steps ? load(map + i * p.rows_at_once, column) : 0.0f;
   }
 
-  __device__ __forceinline__ void store_all(const i64* map, i64 start, i64 length, int direction,
-                                            const float (&ahead)[kAhead]) const {
+  __device__ __forceinline__ void store_all(const unsigned* map, const float (&ahead)[kAhead]) const {
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) store(first + i * at_once, column, ahead[i]);
-#pragma unroll 4
-    for (int step = first + kAhead * at_once; step < steps; step += at_once)
-      store(step, column, load(map, start, length, direction, step, column));
-    for (int j = column + kLanes; j - column < section; j += kLanes) {
-#pragma unroll 4
-      for (int step = 0; step < steps; ++step) store(step, j, load(map, start, length, direction, step, j));
+    for (int i = 0; i < kAhead; ++i)
+      if (i * p.rows_at_once < p.warp_steps) store(i * p.rows_at_once, column, ahead[i]);
+#pragma unroll 2
+    for (int row = kAhead * p.rows_at_once; row < p.warp_steps; row += p.rows_at_once)
+      store(row, column, load(map + row, column));
+#pragma unroll 1
+    for (int j = column + kLanes; j - column < p.section(); j += kLanes) {
+#pragma unroll 2
+      for (int row = 0; row < p.warp_steps; ++row) store(row, j, load(map + row, j));
     }
   }
 };
@@ -144,13 +176,12 @@ struct RowLoader {
 // dt_weight and A of a direction for the channels of a block, 0 where there are none. The block meets before and after.
 __device__ __forceinline__ void load_direction(const Ss2d& p, const Ss2dMemory& m, float* shared, int direction,
                                                int channel0) {
-  const int log_width = 31 - __clz(p.width);
   const int column = threadIdx.x & (p.width - 1);
   const int channel = channel0 + column;
   const bool exists = channel < p.channels;
   const i64 index = i64(direction) * p.channels + channel;
-  const int at_once = p.threads >> log_width;
-  const int first = int(threadIdx.x) >> log_width;
+  const int at_once = p.threads >> p.log_width;
+  const int first = int(threadIdx.x) >> p.log_width;
   for (int r = first; r < m.ranks; r += at_once)
     shared[m.weights + r * m.weights_pitch + column] = exists && r < p.rank ? p.dt_weight[index * p.rank + r] : 0.0f;
   for (int n = first; n < m.states; n += at_once) {
@@ -171,7 +202,7 @@ __device__ __forceinline__ void project8(const Ss2dMemory& m, const float* weigh
     for (int q = 0; q < 4; ++q) w[q] = weights[(r + q) * m.weights_pitch];
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
-      const float4 row = *reinterpret_cast<const float4*>(rows + i * m.pitch + r);
+      const float4 row = *reinterpret_cast<const float4*>(rows + cell(i, r));
       dt[i] = fmaf(row.x, w[0], dt[i]);
       dt[i] = fmaf(row.y, w[1], dt[i]);
       dt[i] = fmaf(row.z, w[2], dt[i]);

@@ -8,67 +8,73 @@ namespace vmamba::cuda {
 
 // kAll: the number of states where it is known, else 0.
 template <typename T, int kStates, int kAll>
-__global__ void __launch_bounds__(kSs2dThreads, 2) ss2d_forward(const __grid_constant__ Ss2dForward f) {
+__global__ void __launch_bounds__(kSs2dThreads, kStates == 1 ? 2 : 1) ss2d_forward(const __grid_constant__ Ss2dForward f) {
   VMAMBA_SHARED(memory);
   const Ss2d& p = f.ss2d;
   const int N = kAll ? kAll : p.states;
   float* shared = reinterpret_cast<float*>(memory);
-  const Ss2dMemory m(p, kStates, false);
+  const Ss2dMemory& m = p.memory;
   const Ss2dLane at(p);
   const i64 batch = blockIdx.x / unsigned(p.blocks());
   const int block = int(blockIdx.x % unsigned(p.blocks()));
   const int channel0 = block * p.width;
   const bool exists = channel0 + at.column < p.channels;
   const int channel = exists ? channel0 + at.column : p.channels - 1;
-  const i64 length = p.length;
+  const int length = int(p.length);
   const i64 KC = i64(p.directions) * p.channels;
+  RowLoader<T> loader(p, at, shared);
   const int tile = p.tile();
-  const int warp_first = at.warp * (kLanes / p.width) * kSteps;  // step of the tile
+  const int warp_first = at.warp * p.warp_steps;  // step of the tile
 
-  const RowLoader<T> loader(p, m, at, shared, batch);
   const float* weights = shared + m.weights + at.column;
   const float* rows = shared + m.rows + at.slot * m.slot_pitch;
-  float* sums = (p.sums_shared ? shared + m.sums : p.sums + i64(blockIdx.x) * length * p.width) + at.column;
-  const char* x = p.x.at(batch, channel, 0);
-  char* out = f.out.at(batch, channel, 0);
+  char* inside = reinterpret_cast<char*>(shared + m.sums + at.column);
+  const char* x = pinned(p.x.at(batch, channel));
   const float skip = skip_of(p, channel);
   int parity = 0;
   loader.clear(at.lane);
 
 #pragma unroll 1
   for (int k = 0; k < p.directions; ++k) {
-    const i64* map = p.maps + k * length;
+    const unsigned* map = pinned(p.maps + k * p.map_length() + at.slot * kSteps);
+    const unsigned* row_map = pinned(p.maps + k * p.map_length() + warp_first + (at.lane >> p.log_columns));
     const i64 index = i64(k) * p.channels + channel;
     const float bias = p.delta_bias ? p.delta_bias[index] : 0.0f;
-    int position[kSteps];
-    float u[kSteps], ahead[RowLoader<T>::kAhead];
-    load_positions(map, i64(at.slot) * kSteps, length, position);
-    loader.load_ahead(map, warp_first, length, k, ahead);
+    unsigned position[kSteps];
+    float ahead[RowLoader<T>::kAhead];
+    loader.choose(batch, k);
+    load_positions(map, position);
+    loader.load_ahead(row_map, ahead);
     __syncthreads();
     load_direction(p, m, shared, k, channel0);
-    gather8<T>(x, p.x.time, position, u);
-    loader.store_all(map, warp_first, length, k, ahead);
+    loader.store_all(row_map, ahead);
     __syncthreads();
 
     int side = 0;  // of `carry` that holds the state which enters the tile
 #pragma unroll 1
-    for (i64 start = 0; start < length; start += tile, side ^= 1) {
-      const i64 first = start + at.slot * kSteps;
+    for (int start = 0; start < length; start += tile, side ^= 1) {
+      const int first = start + at.slot * kSteps;
       const bool busy = start + warp_first < length;  // the same in all lanes of a warp
-      const i64 next = start + tile;
-      int next_position[kSteps];
+      const int next = start + tile;
+      float u[kSteps];
+      if (busy) gather8<T>(x, p.x.position, position, u);
       if (next < length) {
-        load_positions(map, first + tile, length, next_position);
-        loader.load_ahead(map, next + warp_first, length, k, ahead);
+        load_positions(map + next, position);
+        loader.load_ahead(row_map + next, ahead);
       }
 
       float dt[kSteps], dtu[kSteps], y[kSteps], time = 0.0f;
       if (busy) {
         project8(m, weights, rows, bias, dt);
 #pragma unroll
+        for (int i = 0; i < kSteps; ++i) dt[i] = softplus(dt[i], softplus_exponential(dt[i]));
+        if (first + kSteps > length) {
+#pragma unroll
+          for (int i = 0; i < kSteps; ++i)
+            if (first + i >= length) dt[i] = 0.0f;
+        }
+#pragma unroll
         for (int i = 0; i < kSteps; ++i) {
-          dt[i] = softplus(dt[i], softplus_exponential(dt[i]));
-          if (first + i >= length) dt[i] = 0.0f;
           dtu[i] = dt[i] * u[i];
           time += dt[i];
           y[i] = 0.0f;
@@ -76,10 +82,10 @@ __global__ void __launch_bounds__(kSs2dThreads, 2) ss2d_forward(const __grid_con
       }
 #pragma unroll 1
       for (int n0 = 0; n0 < N; n0 += kStates, parity ^= 1) {
-        float a[kStates][kSteps], decay[kStates];
+        float a[kStates][kSteps];
         float* total = shared + m.totals + parity * kStates * 2 * p.threads + at.column;
         if (busy) {
-          float h[kStates];
+          float h[kStates], decay[kStates];
 #pragma unroll
           for (int j = 0; j < kStates; ++j) {
             decay[j] = shared[m.decay + (n0 + j) * p.width + at.column];
@@ -88,7 +94,7 @@ __global__ void __launch_bounds__(kSs2dThreads, 2) ss2d_forward(const __grid_con
 #pragma unroll
           for (int i = 0; i < kSteps; ++i) {
             float B[kStates];
-            load_states_of(rows + i * m.pitch + m.B + n0, B);
+            load_states_of(rows + cell(i, m.B + n0), B);
 #pragma unroll
             for (int j = 0; j < kStates; ++j) {
               a[j][i] = exp2_fast(dt[i] * decay[j]);
@@ -123,8 +129,8 @@ __global__ void __launch_bounds__(kSs2dThreads, 2) ss2d_forward(const __grid_con
 #pragma unroll
         for (int i = 0; i < kSteps; ++i) {
           float B[kStates], C[kStates];
-          load_states_of(rows + i * m.pitch + m.B + n0, B);
-          load_states_of(rows + i * m.pitch + m.C + n0, C);
+          load_states_of(rows + cell(i, m.B + n0), B);
+          load_states_of(rows + cell(i, m.C + n0), C);
 #pragma unroll
           for (int j = 0; j < kStates; ++j) {
             h[j] = fmaf(a[j][i], h[j], dtu[i] * B[j]);
@@ -138,19 +144,20 @@ __global__ void __launch_bounds__(kSs2dThreads, 2) ss2d_forward(const __grid_con
         }
       }
 
-      float next_u[kSteps];
-      if (next < length) gather8<T>(x, p.x.time, next_position, next_u);
       if (busy) {
+        unsigned now[kSteps];
+        load_positions(map + start, now);
+        if (k == 0 && p.D) {  // read once more rather than kept all the while
+          gather8<T>(x, p.x.position, now, u);
 #pragma unroll
-        for (int i = 0; i < kSteps; ++i) u[i] *= skip;
-        merge8<T>(p, k, sums, u, f.out, f.out_f32, out, position, exists ? length - first : 0, y);
+          for (int i = 0; i < kSteps; ++i) y[i] = fmaf(skip, u[i], y[i]);
+        }
+        merge8<T>(p, k, inside, at.column, f.out, f.out_f32, batch, channel, now, exists ? length - first : 0, y);
       }
       if (next < length) {
         __syncwarp();
-        loader.store_all(map, next + warp_first, length, k, ahead);
+        loader.store_all(row_map + next, ahead);
         __syncwarp();
-#pragma unroll
-        for (int i = 0; i < kSteps; ++i) position[i] = next_position[i], u[i] = next_u[i];
       }
     }
   }

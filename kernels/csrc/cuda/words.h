@@ -2,7 +2,7 @@
 // With VMAMBA_EMULATED the same kernels are compiled by a C++ compiler and run without a GPU (tests/kernels/cuda_emulation).
 #pragma once
 
-#include <cstdint>
+#include "../common/types.h"
 
 #ifdef VMAMBA_EMULATED
 #include "emulated_words.h"
@@ -14,7 +14,7 @@
 
 namespace vmamba::cuda {
 
-using i64 = std::int64_t;
+using vmamba::i64;
 
 #ifndef VMAMBA_EMULATED
 struct BFloat16 {
@@ -48,6 +48,14 @@ struct Piece<16> {
 };
 
 #ifndef VMAMBA_EMULATED
+
+// The same address of device memory, which the compiler then keeps and does not put together again at every use.
+template <typename P>
+__device__ __forceinline__ P* pinned(P* address) {
+  asm("" : "+l"(address));
+  __builtin_assume(__isGlobal(address));
+  return address;
+}
 
 // 2^x; results below 2^-126 are 0.
 __device__ __forceinline__ float exp2_fast(float x) {

@@ -12,24 +12,17 @@ from torch import Tensor
 
 from .. import native
 from ..backends import Backend, choose, register
+from ..registration import define, differentiate, library, vectorize
 from . import reference
 
-_library = torch.library.Library("vmamba", "FRAGMENT")
-_library.define("_bias_gelu_rows(Tensor x, Tensor bias, Tensor(a!) y) -> ()")
-_library.define("_bias_gelu_rows_backward(Tensor dy, Tensor x, Tensor bias, Tensor(a!) dx, Tensor(b!) dbias) -> ()")
-torch.library.register_fake("vmamba::_bias_gelu_rows", lambda x, bias, y: None, lib=_library)
-torch.library.register_fake("vmamba::_bias_gelu_rows_backward", lambda dy, x, bias, dx, dbias: None, lib=_library)
+library.define("_bias_gelu_rows(Tensor x, Tensor bias, Tensor(a!) y) -> ()")
+library.define("_bias_gelu_rows_backward(Tensor dy, Tensor x, Tensor bias, Tensor(a!) dx, Tensor(b!) dbias) -> ()")
+torch.library.register_fake("vmamba::_bias_gelu_rows", lambda x, bias, y: None, lib=library)
+torch.library.register_fake("vmamba::_bias_gelu_rows_backward", lambda dy, x, bias, dx, dbias: None, lib=library)
 
 
-def missing() -> str:
-    """Why the CPU library does not bring bias_gelu, "" if it does."""
-    reason = native.load("cpu").reason
-    if reason or torch._C._dispatch_has_kernel_for_dispatch_key("vmamba::_bias_gelu_rows", "CPU"):
-        return reason
-    return f"libvmamba_cpu.so was built without it; {native.REMEDY}"
-
-
-register(Backend("bias_gelu", "cpu", devices=("cpu",), missing=missing))
+missing = native.asked_once("_bias_gelu_rows")
+register(Backend("bias_gelu", "cpu", devices=("cpu",), missing=lambda: missing("cpu")))
 register(Backend("bias_gelu", "reference"))
 
 
@@ -64,15 +57,8 @@ def _backward_fake(dy: Tensor, x: Tensor, bias: Tensor, backend: str) -> tuple[T
     return x.new_empty(x.shape), bias.new_empty(bias.shape)
 
 
-def _define(name: str, schema: str, kernel: Any, fake: Any) -> torch._ops.OpOverload:
-    _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"vmamba::{name}", fake, lib=_library)
-    return getattr(torch.ops.vmamba, name).default
-
-
-forward = _define("bias_gelu", "(Tensor x, Tensor bias, str backend) -> Tensor", _forward, _forward_fake)
-backward = _define(
+forward = define("bias_gelu", "(Tensor x, Tensor bias, str backend) -> Tensor", _forward, _forward_fake)
+backward = define(
     "bias_gelu_backward",
     "(Tensor dy, Tensor x, Tensor bias, str backend) -> (Tensor, Tensor)",
     _backward,
@@ -89,12 +75,7 @@ def _run_backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
     return *backward(dy, *ctx.saved_tensors, ctx.backend), None
 
 
-def _refuse_second(ctx: Any, *grads: Tensor | None) -> None:
-    raise RuntimeError("bias_gelu: second derivatives are not implemented")
-
-
-torch.library.register_autograd("vmamba::bias_gelu", _run_backward, setup_context=_setup_context, lib=_library)
-torch.library.register_autograd("vmamba::bias_gelu_backward", _refuse_second, lib=_library)
+differentiate("bias_gelu", _run_backward, _setup_context)
 
 
 def _vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, bias: Tensor, backend: str) -> tuple[Tensor, int]:
@@ -107,4 +88,4 @@ def _vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, bias: Tensor, b
     return torch.stack([forward(*pair, backend) for pair in pairs]), 0
 
 
-torch.library.register_vmap("vmamba::bias_gelu", _vmap, lib=_library)
+vectorize(forward, _vmap)

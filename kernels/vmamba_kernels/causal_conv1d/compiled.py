@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import native
+from ..registration import library
 from ..selective_scan.layout import empty_sequence, is_channel_last
 from .layout import empty_output, laid_out_like, side_by_side
 
@@ -19,22 +20,14 @@ CPU_PARTS = 16
 CUDA_STEPS = 128  # of a part where channels lie side by side
 CUDA_ALIGNED_STEPS = 256  # of a part where time steps lie side by side, from an address that 16 bytes divide
 
-_library = torch.library.Library("vmamba", "FRAGMENT")
-_library.define(f"_causal_conv1d({_INPUTS}, Tensor(a!) out, {_OPTIONS}) -> ()")
-_library.define(
+library.define(f"_causal_conv1d({_INPUTS}, Tensor(a!) out, {_OPTIONS}) -> ()")
+library.define(
     f"_causal_conv1d_backward(Tensor dy, {_INPUTS}, Tensor(a!) dx, Tensor(b!) dweight, Tensor(c!) dbias, "
     f"Tensor(d!) partial, {_OPTIONS}) -> ()"
 )
 
 
-def missing(library: str, dispatch_key: str) -> str:
-    """Why the library does not bring the convolution, "" if it does."""
-    reason = native.load(library).reason
-    if reason:
-        return reason
-    if torch._C._dispatch_has_kernel_for_dispatch_key("vmamba::_causal_conv1d", dispatch_key):
-        return ""
-    return f"libvmamba_{library}.so was built without it; {native.REMEDIES[library]}"
+missing = native.asked_once("_causal_conv1d")
 
 
 def parts(x: Tensor) -> int:

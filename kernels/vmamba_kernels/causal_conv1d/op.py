@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend, choose, register
+from ..registration import define, differentiate, vectorize
 from ..selective_scan.layout import empty_sequence
 from ..triton_support import triton_backend
 from . import compiled
@@ -21,7 +22,6 @@ from .layout import empty_output
 
 _INPUTS = "Tensor x, Tensor weight, Tensor? bias, bool[] reverse, bool silu, bool flip_output, str backend"
 _MODULES = {"cpu": "compiled", "cuda": "compiled", "triton": "triton", "reference": "reference"}
-_library = torch.library.Library("vmamba", "FRAGMENT")
 
 
 def _module(x: Tensor, backend: str) -> Any:
@@ -82,15 +82,8 @@ def _backward_fake(
     return empty_sequence(x, x.dtype), weight.new_empty(weight.shape), dbias
 
 
-def _define(name: str, schema: str, kernel: Any, fake: Any) -> torch._ops.OpOverload:
-    _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"vmamba::{name}", fake, lib=_library)
-    return getattr(torch.ops.vmamba, name).default
-
-
-forward = _define("causal_conv1d", f"({_INPUTS}) -> Tensor", _forward, _forward_fake)
-backward = _define(
+forward = define("causal_conv1d", f"({_INPUTS}) -> Tensor", _forward, _forward_fake)
+backward = define(
     "causal_conv1d_backward", f"(Tensor dy, {_INPUTS}) -> (Tensor, Tensor, Tensor)", _backward, _backward_fake
 )
 
@@ -106,16 +99,11 @@ def _run_backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
     return dx, dweight, None if inputs[2] is None else dbias, None, None, None, None
 
 
-def _refuse_second(ctx: Any, *grads: Tensor | None) -> None:
-    raise RuntimeError("causal_conv1d: second derivatives are not implemented")
+differentiate("causal_conv1d", _run_backward, _setup_context)
+vectorize(forward, vmap_rule(forward, False))
+vectorize(backward, vmap_rule(backward, True))
 
-
-torch.library.register_autograd("vmamba::causal_conv1d", _run_backward, setup_context=_setup_context, lib=_library)
-torch.library.register_autograd("vmamba::causal_conv1d_backward", _refuse_second, lib=_library)
-torch.library.register_vmap("vmamba::causal_conv1d", vmap_rule(forward, False), lib=_library)
-torch.library.register_vmap("vmamba::causal_conv1d_backward", vmap_rule(backward, True), lib=_library)
-
-register(Backend("causal_conv1d", "cpu", devices=("cpu",), missing=lambda: compiled.missing("cpu", "CPU")))
-register(Backend("causal_conv1d", "cuda", devices=("cuda",), missing=lambda: compiled.missing("cuda", "CUDA")))
+register(Backend("causal_conv1d", "cpu", devices=("cpu",), missing=lambda: compiled.missing("cpu")))
+register(Backend("causal_conv1d", "cuda", devices=("cuda",), missing=lambda: compiled.missing("cuda")))
 register(triton_backend("causal_conv1d"))
 register(Backend("causal_conv1d", "reference"))

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend, choose, register
+from ..registration import define, library, vectorize
 from ..triton_support import triton_backend
 from .orders import find_order
 
-_library = torch.library.Library("vmamba", "FRAGMENT")
 _FLAGS = 'str order, bool in_channel_first, bool out_channel_first, bool one_by_one, str backend=""'
 _MODULES = {"pytorch": "copies", "triton": "triton"}
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -59,15 +59,8 @@ def _merge_fake(y: Tensor, order: str, in_cf: bool, out_cf: bool, one_by_one: bo
     return y.new_empty((batch, *kept, channels, H * W) if out_cf else (batch, H * W, *kept, channels))
 
 
-def _define(name: str, argument: str, kernel: Any, fake: Any) -> torch._ops.OpOverload:
-    _library.define(f"{name}(Tensor {argument}, {_FLAGS}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"vmamba::{name}", fake, lib=_library)
-    return getattr(torch.ops.vmamba, name).default
-
-
-scan = _define("cross_scan", "x", _scan, _scan_fake)
-merge = _define("cross_merge", "y", _merge, _merge_fake)
+scan = define("cross_scan", f"(Tensor x, {_FLAGS}) -> Tensor", _scan, _scan_fake)
+merge = define("cross_merge", f"(Tensor y, {_FLAGS}) -> Tensor", _merge, _merge_fake)
 
 
 def _transpose_of(forward: Any, backward: Any) -> None:
@@ -89,8 +82,8 @@ def _transpose_of(forward: Any, backward: Any) -> None:
         return result.unflatten(0, x.shape[:2]), 0
 
     name = forward._schema.name
-    torch.library.register_autograd(name, run_backward, setup_context=setup_context, lib=_library)
-    torch.library.register_vmap(name, over_batch, lib=_library)
+    torch.library.register_autograd(name, run_backward, setup_context=setup_context, lib=library)
+    vectorize(forward, over_batch)
 
 
 _transpose_of(scan, merge)

@@ -8,34 +8,20 @@ import torch
 from torch import Tensor
 
 from .. import native
+from ..registration import library
 from ..selective_scan.layout import chunk_length, empty_sequence
 from .tokens import Tokens, is_channel_last
 
 _TENSORS = "Tensor u_full, Tensor u_pooled, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias"
 _OPTIONS = "int outer, int pool1, int inner, int pool2, int reverse, bool delta_softplus, bool average, int chunk"
-_library = torch.library.Library("vmamba", "FRAGMENT")
-_library.define(f"_pooled_scan({_TENSORS}, {_OPTIONS}, ScalarType out_dtype, bool save_states) -> (Tensor, Tensor)")
-_library.define(
+library.define(f"_pooled_scan({_TENSORS}, {_OPTIONS}, ScalarType out_dtype, bool save_states) -> (Tensor, Tensor)")
+library.define(
     f"_pooled_scan_backward(Tensor dy, {_TENSORS}, Tensor states, {_OPTIONS})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
-def _serves(name: str, dispatch_key: str) -> bool:
-    loaded = native.load(name).loaded
-    return loaded and torch._C._dispatch_has_kernel_for_dispatch_key("vmamba::_pooled_scan", dispatch_key)
-
-
-# Asked for once: torch.compile does not look into the dispatcher.
-_SERVED = {"cpu": _serves("cpu", "CPU"), "cuda": _serves("cuda", "CUDA")}
-
-
-def missing(name: str) -> str:
-    """Why the library does not bring the pooled scan, "" if it does."""
-    reason = native.load(name).reason
-    if reason or _SERVED[name]:
-        return reason
-    return f"libvmamba_{name}.so was built without it; {native.REMEDIES[name]}"
+missing = native.asked_once("_pooled_scan")
 
 
 def mask(reverse: Sequence[bool]) -> int:

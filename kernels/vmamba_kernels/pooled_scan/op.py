@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend, choose, register
+from ..registration import define, differentiate, one_by_one, vectorize
 from ..selective_scan.layout import empty_projection, empty_sequence, stored_states
 from ..selective_scan.op import by_device, by_device_backward
 from ..triton_support import triton_backend
@@ -23,7 +24,6 @@ from .tokens import empty_full, empty_output
 _TENSORS = "Tensor u_full, Tensor u_pooled, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias"
 _OPTIONS = "SymInt[] tokens, bool[] reverse, bool delta_softplus, bool average"
 _GRADIENTS = ", ".join(["Tensor"] * 8)
-_library = torch.library.Library("vmamba", "FRAGMENT")
 
 
 class _Implementation(NamedTuple):
@@ -110,20 +110,13 @@ def _backward_fake(
     )
 
 
-def _define(name: str, schema: str, kernel: Any, fake: Any) -> torch._ops.OpOverload:
-    _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"vmamba::{name}", fake, lib=_library)
-    return getattr(torch.ops.vmamba, name).default
-
-
-forward = _define(
+forward = define(
     "pooled_scan",
     f"({_TENSORS}, {_OPTIONS}, ScalarType out_dtype, bool save_states, str backend) -> (Tensor, Tensor)",
     _forward,
     _forward_fake,
 )
-backward = _define(
+backward = define(
     "pooled_scan_backward",
     f"(Tensor dy, {_TENSORS}, Tensor states, {_OPTIONS}, str backend) -> ({_GRADIENTS})",
     _backward,
@@ -150,29 +143,9 @@ def _run_backward(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Any, .
     return du_full, *grads, dD, None if inputs[7] is None else dbias, *(None,) * 7
 
 
-def _refuse_second(ctx: Any, *grads: Tensor | None) -> None:
-    raise RuntimeError("pooled_scan: second derivatives are not implemented")
-
-
-def _one_by_one(op: Callable[..., Any]) -> Callable[..., Any]:
-    """The vmap rule of an op: the calls of the mapped dimension one after another."""
-
-    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        mapped = [isinstance(a, Tensor) and d is not None for a, d in zip(args, in_dims, strict=True)]
-        results = []
-        for i in range(info.batch_size):
-            picked = [a.select(d, i) if is_mapped else a for a, d, is_mapped in zip(args, in_dims, mapped)]
-            results.append(op(*picked))
-        stacked = tuple(torch.stack(part) for part in zip(*results, strict=True))
-        return stacked, (0,) * len(stacked)
-
-    return rule
-
-
-torch.library.register_autograd("vmamba::pooled_scan", _run_backward, setup_context=_setup_context, lib=_library)
-torch.library.register_autograd("vmamba::pooled_scan_backward", _refuse_second, lib=_library)
-torch.library.register_vmap("vmamba::pooled_scan", _one_by_one(forward), lib=_library)
-torch.library.register_vmap("vmamba::pooled_scan_backward", _one_by_one(backward), lib=_library)
+differentiate("pooled_scan", _run_backward, _setup_context)
+vectorize(forward, one_by_one(forward))
+vectorize(backward, one_by_one(backward))
 
 register(Backend("pooled_scan", "cpu", devices=("cpu",), missing=lambda: library.missing("cpu")))
 register(Backend("pooled_scan", "cuda", devices=("cuda",), missing=lambda: library.missing("cuda")))

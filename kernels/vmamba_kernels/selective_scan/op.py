@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import native
 from ..backends import Backend, register
+from ..registration import define, library, refuse_second, vectorize
 from . import reference
 from .batching import BACKWARD_AXES, BACKWARD_RESULTS, FORWARD_AXES, FORWARD_RESULTS, vmap_rule
 from .layout import empty_projection, empty_sequence, stored_states
@@ -24,8 +25,6 @@ _BACKWARD = (
     f"(Tensor dout, Tensor? dlast_state, {_INPUTS}, Tensor states, bool delta_softplus)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-
-_library = torch.library.Library("vmamba", "FRAGMENT")
 
 
 def _forward_fake(
@@ -74,10 +73,6 @@ def _backward_fake(
     )
 
 
-def _refuse_second_derivatives(ctx: Any, *grads: Tensor | None) -> None:
-    raise RuntimeError("selective_scan: second derivatives are not implemented")
-
-
 def _differentiable(forward: torch._ops.OpOverload, backward: torch._ops.OpOverload) -> Callable[..., Any]:
     """The autograd kernel of `forward`.
 
@@ -117,27 +112,19 @@ def _differentiable(forward: torch._ops.OpOverload, backward: torch._ops.OpOverl
     return kernel
 
 
-def _define(name: str) -> tuple[torch._ops.OpOverload, torch._ops.OpOverload]:
+def _define_pair(name: str) -> tuple[torch._ops.OpOverload, torch._ops.OpOverload]:
     """Define `name` and `name_backward` on the reference, with fake kernels, autograd and vmap; return both ops."""
-    forward_name, backward_name = f"vmamba::{name}", f"vmamba::{name}_backward"
-    _library.define(name + _FORWARD, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.define(f"{name}_backward" + _BACKWARD, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, reference.forward, "CompositeExplicitAutograd")
-    _library.impl(f"{name}_backward", reference.backward, "CompositeExplicitAutograd")
-    torch.library.register_fake(forward_name, _forward_fake, lib=_library)
-    torch.library.register_fake(backward_name, _backward_fake, lib=_library)
-    forward = getattr(torch.ops.vmamba, name).default
-    backward = getattr(torch.ops.vmamba, f"{name}_backward").default
-
-    _library.impl(name, _differentiable(forward, backward), "Autograd", with_keyset=True)
-    torch.library.register_autograd(backward_name, _refuse_second_derivatives, lib=_library)
-    torch.library.register_vmap(forward_name, vmap_rule(forward, FORWARD_AXES, FORWARD_RESULTS), lib=_library)
-    torch.library.register_vmap(backward_name, vmap_rule(backward, BACKWARD_AXES, BACKWARD_RESULTS), lib=_library)
+    forward = define(name, _FORWARD, reference.forward, _forward_fake)
+    backward = define(f"{name}_backward", _BACKWARD, reference.backward, _backward_fake)
+    library.impl(name, _differentiable(forward, backward), "Autograd", with_keyset=True)
+    refuse_second(name)
+    vectorize(forward, vmap_rule(forward, FORWARD_AXES, FORWARD_RESULTS))
+    vectorize(backward, vmap_rule(backward, BACKWARD_AXES, BACKWARD_RESULTS))
     return forward, backward
 
 
-by_device, by_device_backward = _define("selective_scan")
-on_reference, on_reference_backward = _define("selective_scan_reference")
+by_device, by_device_backward = _define_pair("selective_scan")
+on_reference, on_reference_backward = _define_pair("selective_scan_reference")
 
 cpu_library = native.load("cpu")
 register(Backend("selective_scan", "cpu", devices=("cpu",), missing=lambda: native.load("cpu").reason))

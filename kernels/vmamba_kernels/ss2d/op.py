@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend, choose, register
+from ..registration import define, differentiate, one_by_one, vectorize
 from ..selective_scan.op import by_device, by_device_backward
 from ..triton_support import triton_backend
 from . import reference, sequences
 from .layout import empty_image, sizes, stored_states
 
 _INPUTS = "Tensor x, Tensor x_dbl, Tensor dt_weight, Tensor A, Tensor? D, Tensor? delta_bias"
-_library = torch.library.Library("vmamba", "FRAGMENT")
 
 
 class _Implementation(NamedTuple):
@@ -54,6 +54,7 @@ def _unfused() -> _Implementation:
 
 _implementations = {
     "cpu": _module(sequences),
+    "cuda": _module(sequences),
     "triton": _triton(),
     "unfused": _unfused(),
     "reference": _module(reference),
@@ -114,7 +115,7 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor]:
     batch, _, H, W = sizes(x, channel_first)
     d_state = A.shape[1]
-    kept = stored_states(H * W, d_state) if save_states else 0
+    kept = stored_states(H * W, d_state, x.device.type) if save_states else 0
     return empty_image(x, out_dtype, channel_first), A.new_empty(batch, kept, d_state, A.shape[0])
 
 
@@ -141,21 +142,14 @@ def _backward_fake(
     )
 
 
-def _define(name: str, schema: str, kernel: Any, fake: Any) -> torch._ops.OpOverload:
-    _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"vmamba::{name}", fake, lib=_library)
-    return getattr(torch.ops.vmamba, name).default
-
-
-forward = _define(
+forward = define(
     "ss2d",
     f"({_INPUTS}, str order, bool channel_first, ScalarType out_dtype, bool save_states, str backend)"
     " -> (Tensor, Tensor)",
     _forward,
     _forward_fake,
 )
-backward = _define(
+backward = define(
     "ss2d_backward",
     f"(Tensor dy, {_INPUTS}, Tensor states, str order, bool channel_first, str backend)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -182,30 +176,12 @@ def _run_backward(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Any, .
     return *grads, dD, dbias, None, None, None, None, None
 
 
-def _refuse_second(ctx: Any, *grads: Tensor | None) -> None:
-    raise RuntimeError("ss2d: second derivatives are not implemented")
+differentiate("ss2d", _run_backward, _setup_context)
+vectorize(forward, one_by_one(forward))
+vectorize(backward, one_by_one(backward))
 
-
-def _one_by_one(op: Callable[..., Any]) -> Callable[..., Any]:
-    """The vmap rule of an op: the images of the mapped dimension one after another."""
-
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        results = []
-        for i in range(info.batch_size):
-            picked = [a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)]
-            results.append(op(*picked))
-        stacked = tuple(torch.stack(part) for part in zip(*results, strict=True))
-        return stacked, (0,) * len(stacked)
-
-    return rule
-
-
-torch.library.register_autograd("vmamba::ss2d", _run_backward, setup_context=_setup_context, lib=_library)
-torch.library.register_autograd("vmamba::ss2d_backward", _refuse_second, lib=_library)
-torch.library.register_vmap("vmamba::ss2d", _one_by_one(forward), lib=_library)
-torch.library.register_vmap("vmamba::ss2d_backward", _one_by_one(backward), lib=_library)
-
-register(Backend("ss2d", "cpu", devices=("cpu",), missing=lambda: sequences.missing("cpu", "CPU")))
+register(Backend("ss2d", "cpu", devices=("cpu",), missing=lambda: sequences.missing("cpu")))
+register(Backend("ss2d", "cuda", devices=("cuda",), missing=lambda: sequences.missing("cuda")))
 register(triton_backend("ss2d"))
 register(Backend("ss2d", "unfused"))
 register(Backend("ss2d", "reference"))

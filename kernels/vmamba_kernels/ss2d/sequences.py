@@ -1,41 +1,62 @@
 """ss2d by a compiled library, which knows sequences and the map of an order, but neither images nor names of orders.
 
-`vmamba::_ss2d_sequences` takes x [B, C, L] of any type and strides, x_dbl [B, L, J] in float32, the weights in float32
-and the int64 map [K, L] of the order; a library implements it, and its backward, for the device it serves.
+`vmamba::_ss2d_sequences` takes x [B, C, L] of any type and strides, x_dbl [B, L, J], the weights in float32 and the map
+[K, L] of the order; a library implements it, and its backward, for the device it serves. On the CPU x_dbl is float32
+and the map int64; on CUDA x_dbl has x's type and the map is that of `padded_map`.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from .. import native
-from ..cross_scan.orders import order_map
+from ..cross_scan.orders import map_caches, order_map
+from ..registration import library
 from .layout import chunk_length, image_like, positions_last, sizes
 
 _INPUTS = "Tensor x, Tensor x_dbl, Tensor dt_weight, Tensor A, Tensor? D, Tensor? delta_bias, Tensor maps"
 
-_library = torch.library.Library("vmamba", "FRAGMENT")
-_library.define(f"_ss2d_sequences({_INPUTS}, int chunk, ScalarType out_dtype, bool save_states) -> (Tensor, Tensor)")
-_library.define(
+library.define(f"_ss2d_sequences({_INPUTS}, int chunk, ScalarType out_dtype, bool save_states) -> (Tensor, Tensor)")
+library.define(
     f"_ss2d_sequences_backward(Tensor dout, {_INPUTS}, Tensor states, int chunk)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
-def missing(library: str, dispatch_key: str) -> str:
-    """Why the library does not bring ss2d, "" if it does."""
-    reason = native.load(library).reason
-    if reason:
-        return reason
-    if torch._C._dispatch_has_kernel_for_dispatch_key("vmamba::_ss2d_sequences", dispatch_key):
-        return ""
-    return f"libvmamba_{library}.so was built without it; {native.REMEDY}"
+missing = native.asked_once("_ss2d_sequences")
+
+
+@lru_cache(maxsize=128)
+def padded_map(name: str, H: int, W: int, device: torch.device) -> Tensor:
+    """int32 [K, L rounded up to 256]: `order_map` with the last position of each row repeated. Not to be written to."""
+    with torch.inference_mode(False), torch.no_grad():
+        found = order_map(name, H, W, device)
+        last = found[:, -1:].expand(-1, -found.shape[1] % 256)
+        return torch.cat([found, last], dim=1).to(torch.int32)
+
+
+map_caches.append(padded_map)
+
+
+def _map(order: str, H: int, W: int, device: torch.device) -> Tensor:
+    return padded_map(order, H, W, device) if device.type == "cuda" else order_map(order, H, W, device)
+
+
+def _sequence(x: Tensor, channel_first: bool) -> Tensor:
+    """An image as [B, C, L]; for CUDA, whose lanes are channels, with these side by side."""
+    x = positions_last(x, channel_first)
+    if x.device.type != "cuda" or x.stride(1) == 1:
+        return x
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _rows(x_dbl: Tensor, channel_first: bool) -> Tensor:
-    """x_dbl as float32 [B, L, J]."""
-    return positions_last(x_dbl, channel_first).transpose(1, 2).to(torch.float32).contiguous()
+    """x_dbl as dense [B, L, J]; float32 on the CPU."""
+    rows = positions_last(x_dbl, channel_first).transpose(1, 2)
+    return (rows if rows.device.type == "cuda" else rows.to(torch.float32)).contiguous()
 
 
 def _dense(weight: Tensor | None) -> Tensor | None:
@@ -57,14 +78,14 @@ def forward(
     """As `reference.forward`."""
     _, _, H, W = sizes(x, channel_first)
     y, states = torch.ops.vmamba._ss2d_sequences(
-        positions_last(x, channel_first),
+        _sequence(x, channel_first),
         _rows(x_dbl, channel_first),
         dt_weight.contiguous(),
         A.contiguous(),
         _dense(D),
         _dense(delta_bias),
-        order_map(order, H, W, x.device),
-        chunk_length(A.shape[1]),
+        _map(order, H, W, x.device),
+        chunk_length(A.shape[1], x.device.type),
         out_dtype,
         save_states,
     )
@@ -86,16 +107,16 @@ def backward(
     """As `reference.backward`."""
     _, _, H, W = sizes(x, channel_first)
     dx, dx_dbl, *weights = torch.ops.vmamba._ss2d_sequences_backward(
-        positions_last(dy, channel_first),
-        positions_last(x, channel_first),
+        _sequence(dy, channel_first),
+        _sequence(x, channel_first),
         _rows(x_dbl, channel_first),
         dt_weight.contiguous(),
         A.contiguous(),
         _dense(D),
         _dense(delta_bias),
-        order_map(order, H, W, x.device),
+        _map(order, H, W, x.device),
         states.contiguous(),
-        chunk_length(A.shape[1]),
+        chunk_length(A.shape[1], x.device.type),
     )
     dx_dbl = dx_dbl.transpose(1, 2).to(x_dbl.dtype)
     return image_like(dx, x, channel_first), image_like(dx_dbl, x_dbl, channel_first), *weights

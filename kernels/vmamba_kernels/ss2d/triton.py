@@ -34,9 +34,9 @@ class _Blocks(NamedTuple):
         return {"T": TILE, "BC": self.BC, "RB": TILE, "num_warps": self.BC // 32, "num_stages": 1}
 
 
-def _blocks(L: int, C: int, N: int) -> _Blocks:
+def _blocks(L: int, C: int, N: int, device: str) -> _Blocks:
     """A warp for each 32 channels, and the widest block that adds no empty ones."""
-    chunk = chunk_length(N)
+    chunk = chunk_length(N, device)
     BC = next(width for width in (128, 64, 32) if -C % width == -C % 32)
     return _Blocks(chunk, cdiv(L, chunk), cdiv(C, BC), BC)
 
@@ -90,9 +90,9 @@ def forward(
     batch, C, H, W = sizes(x, channel_first)
     K, _, R = dt_weight.shape
     N, L = A.shape[1], H * W
-    blocks = _blocks(L, C, N)
+    blocks = _blocks(L, C, N, x.device.type)
     y = _Result.like(x, out_dtype, channel_first, K)
-    states = A.new_empty(batch, stored_states(L, N), N, K * C)
+    states = A.new_empty(batch, stored_states(L, N, x.device.type), N, K * C)
     if batch == 0:
         return y.image, states if save_states else states.new_empty(0, 0, N, K * C)
     x, x_dbl = _rows(x, channel_first), _rows(x_dbl, channel_first)
@@ -135,7 +135,7 @@ def backward(
     batch, C, H, W = sizes(x, channel_first)
     K, _, R = dt_weight.shape
     N, L = A.shape[1], H * W
-    blocks = _blocks(L, C, N)
+    blocks = _blocks(L, C, N, x.device.type)
     programs = batch * blocks.chunks
     weights = [A.new_empty(programs, *size) for size in ((K, C, R), (K * C, N))]
     weights += [A.new_empty(programs, K * C if w is not None else 0) for w in (D, delta_bias)]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend, choose, register
+from ..registration import define, differentiate, vectorize
 from ..selective_scan.batching import vmap_rule
 from ..triton_support import triton_backend
 
@@ -23,7 +24,6 @@ _INPUTS = (
 _EIGHT = ", ".join(["Tensor"] * 8)
 # The axis of the heads, or of the groups, which a mapped dimension joins: more groups of heads of the same scan.
 _AXES = {"x": 2, "dt": 2, "A": 0, "B": 2, "C": 2, "D": 0, "dt_bias": 0, "initial_states": 1}
-_library = torch.library.Library("vmamba", "FRAGMENT")
 
 
 def backend_for(dtype: torch.dtype, device: str) -> str:
@@ -70,17 +70,10 @@ def _backward_fake(
     return (*inputs, *(A.new_empty(0 if t is None else t.shape) for t in (D, dt_bias, initial_states)))
 
 
-def _define(name: str, schema: str, kernel: Any, fake: Any) -> torch._ops.OpOverload:
-    _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"vmamba::{name}", fake, lib=_library)
-    return getattr(torch.ops.vmamba, name).default
-
-
-forward = _define(
+forward = define(
     "ssd", f"({_INPUTS}, ScalarType out_dtype, int chunk, str backend) -> (Tensor, Tensor)", _forward, _forward_fake
 )
-backward = _define(
+backward = define(
     "ssd_backward",
     f"(Tensor dy, Tensor? dlast, {_INPUTS}, int chunk, str backend) -> ({_EIGHT})",
     _backward,
@@ -105,18 +98,9 @@ def _run_backward(ctx: Any, dy: Tensor | None, dlast: Tensor | None) -> tuple[An
     return (*given, None, None, None, None, None, None)
 
 
-def _refuse_second(ctx: Any, *grads: Tensor | None) -> None:
-    raise RuntimeError("ssd: second derivatives are not implemented")
-
-
-torch.library.register_autograd("vmamba::ssd", _run_backward, setup_context=_setup_context, lib=_library)
-torch.library.register_autograd("vmamba::ssd_backward", _refuse_second, lib=_library)
-torch.library.register_vmap("vmamba::ssd", vmap_rule(forward, _AXES, (2, 1)), lib=_library)
-torch.library.register_vmap(
-    "vmamba::ssd_backward",
-    vmap_rule(backward, {"dy": 2, "dlast": 1, **_AXES}, tuple(_AXES.values())),
-    lib=_library,
-)
+differentiate("ssd", _run_backward, _setup_context)
+vectorize(forward, vmap_rule(forward, _AXES, (2, 1)))
+vectorize(backward, vmap_rule(backward, {"dy": 2, "dlast": 1, **_AXES}, tuple(_AXES.values())))
 
 register(triton_backend("ssd"))
 register(Backend("ssd", "chunked"))

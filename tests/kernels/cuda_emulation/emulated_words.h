@@ -254,6 +254,10 @@ void launch(Kernel kernel, dim3 grid, int threads, int shared_bytes, const Args&
   vmamba::emulation::run_grid(grid, threads, shared_bytes, [&] { kernel(args); });
 }
 
+template <typename P>
+P* pinned(P* address) {
+  return address;
+}
 inline float exp2_fast(float x) { return std::exp2(x); }
 inline float reciprocal(float x) { return 1.0f / x; }
 

@@ -24,13 +24,13 @@ Projection projection(const Memory& memory, const i64 (&strides)[4], int element
   return {memory.data, strides[0] * element, strides[1] * element, strides[2] * element, strides[3] * element};
 }
 
-Image image(const Pooled& p, const Memory& memory, const i64 (&strides)[4], int element) {
-  Image x{memory.data, strides[0] * element, strides[1] * element, strides[2] * element, strides[3] * element};
+Tokens image(const Pooled& p, const Memory& memory, const i64 (&strides)[4], int element) {
+  Tokens x{memory.data, strides[0] * element, strides[1] * element, strides[2] * element, strides[3] * element};
   x.piece = image_piece(p, x);
   return x;
 }
 
-Image image(const Pooled& p, const Memory& memory, const i64 (&strides)[3], int element) {
+Tokens image(const Pooled& p, const Memory& memory, const i64 (&strides)[3], int element) {
   const i64 apart[4] = {strides[0], p.channels * strides[1], strides[1], strides[2]};
   return image(p, memory, apart, element);
 }

@@ -1,0 +1,9 @@
+// The kernels of ss2d for float16 inputs.
+#include "ss2d_run.h"
+
+namespace vmamba::cuda {
+
+template void ss2d_forward_of<Float16>(Ss2dForward, float*, const Queue&);
+template void ss2d_backward_of<Float16>(Ss2dBackward, Ss2dReduction, float*, const Queue&);
+
+}  // namespace vmamba::cuda
