@@ -99,7 +99,10 @@ def _dense(task: str, header: list[str]) -> str:
     entries = [entry for entry in RELEASED if entry.task == task]
     return table(
         header,
-        ([code(e.model), e.recipe, f"{e.parameters / 1e6:.0f} M", e.score, e.second or "", code(e.tag), _link(e)] for e in entries),
+        (
+            [code(e.model), e.recipe, f"{e.parameters / 1e6:.0f} M", e.score, e.second or "", code(e.tag), _link(e)]
+            for e in entries
+        ),
     )
 
 
