@@ -71,17 +71,17 @@ def designs() -> str:
             [
                 code(name),
                 model.dims[0],
-                ", ".join(map(str, model.depths)),
+                code(", ".join(map(str, model.depths))),
                 mixer.d_state,
                 f"{mixer.d_inner / model.dims[0]:g}",
                 "yes" if mixer.options.gate else "no",
                 f"{block.mlp.fc1.out_features / model.dims[0]:g}" if block.mlp_branch else "none",
-                "two convolutions" if model.versions[0] == "v2" else "one convolution",
-                {"v1": "patch merging", "v3": "3x3 convolution"}[model.versions[1]],
-                "channel-first" if model.channel_first else "channel-last",
+                model.versions[0],
+                model.versions[1],
+                "CHW" if model.channel_first else "HWC",
             ]
         )
-    header = ["name", "width", "blocks", "d_state", "ssm_ratio", "gate", "mlp_ratio", "stem", "downsampling", "layout"]
+    header = ["name", "width", "blocks", "d_state", "ratio", "gate", "MLP", "stem", "down", "layout"]
     return table(header, rows)
 
 
