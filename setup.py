@@ -115,7 +115,7 @@ def build_cpu(library: Path) -> None:
 
 
 def cuda_sources() -> list[Path]:
-    return sorted(path for path in (CSRC / "cuda").rglob("*") if path.is_file())
+    return sorted(path for folder in ("cuda", "common") for path in (CSRC / folder).rglob("*") if path.is_file())
 
 
 def cuda_compiler() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -114,6 +115,13 @@ def test_compile_and_export_keep_the_sizes_dynamic(channel_first: bool) -> None:
             grads.append([leaf.grad, *(p.grad.clone() for p in module.parameters())])
         for eager, traced in zip(*grads):
             assert torch.allclose(eager, traced, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", [CPU, "unfused"])
+def test_a_named_backend_compiles_into_one_graph(backend: str) -> None:
+    tensors = case()
+    compiled = torch.compile(partial(ss2d, backend=backend), fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(*tensors), ss2d(*tensors, backend=backend), atol=1e-6)
 
 
 def test_vmap_and_empty_batch() -> None:
