@@ -76,7 +76,9 @@ def parameters(options: dict[str, Any]) -> int:
         block = 2 * D + 4 * (R + 2 * N) * inner + 4 * inner * (N + R + 2) + inner * D
         block += D * inner * (1 if kind.endswith("_noz") else 2)
         block += (9 + options["ssm_conv_bias"]) * inner if options["ssm_conv"] > 1 else 0
-        block += {"onnone": 0, "onsoftmax": 0, "ondwconv3": 9}.get(kind.split("_")[1] if "_on" in kind else "", 2) * inner
+        block += {"onnone": 0, "onsoftmax": 0, "ondwconv3": 9}.get(
+            kind.split("_")[1] if "_on" in kind else "", 2
+        ) * inner
         block += 2 * D + 2 * hidden * D + hidden + D if hidden else 0
         total += depth * block
     down = (lambda D: 8 * D * D + 8 * D) if options["downsample_version"] == "v1" else (lambda D: 18 * D * D + 6 * D)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from .onnx_file import OPSET, onnx_session, write_onnx
-from .programs import export_program, load_package, load_program, write_package, write_program
+from .programs import export_program, least_dynamic_side, load_package, load_program, write_package, write_program
 
 __all__ = [
     "OPSET",
     "export_program",
+    "least_dynamic_side",
     "load_package",
     "load_program",
     "onnx_session",

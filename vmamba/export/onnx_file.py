@@ -54,7 +54,9 @@ def onnx_session(path: str | Path) -> Any:
 def _require(packages: tuple[str, ...]) -> None:
     absent = [name for name in packages if find_spec(name) is None]
     if absent:
-        raise UserError(f"ONNX needs {', '.join(absent)}; pip install {' '.join(absent)}, or this package's extra 'export'")
+        raise UserError(
+            f"ONNX needs {', '.join(absent)}; pip install {' '.join(absent)}, or this package's extra 'export'"
+        )
 
 
 def _check_orders(arguments: Any) -> None:

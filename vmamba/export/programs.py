@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ MAX_SIDE = 4096
 def export_program(model: nn.Module, example: Tensor, dynamic: bool = True) -> ExportedProgram:
     """The inference program of `model`, exported in eval mode, for images like `example` [B, C, H, W].
 
-    With `dynamic` the program takes any B, and any H and W from the model's least size to 4096, whatever the example's;
-    without, the example's sizes alone. The model's training mode is left as it was.
+    With `dynamic` the program takes any B, and any H and W, whatever the example's, from the size at which each stage's
+    map is 2x2 (33 for the published models: torch.export takes a size of 1 for a constant) to 4096; without, the
+    example's sizes alone. The model's training mode is left as it was.
 
     Raises UserError for an example that is not [B, C, H, W].
     """
@@ -27,7 +29,7 @@ def export_program(model: nn.Module, example: Tensor, dynamic: bool = True) -> E
         raise UserError(f"example: expected images [B, C, H, W], got {tuple(example.shape)}")
     sizes: dict[int, Any] | None = None
     if dynamic:
-        least = max(getattr(model, "least_size", 1), 2)
+        least = least_dynamic_side(model)
         sizes = {0: Dim("batch"), 2: Dim("height", min=least, max=MAX_SIDE), 3: Dim("width", min=least, max=MAX_SIDE)}
         example = _general(example, least)
     training = model.training
@@ -39,12 +41,18 @@ def export_program(model: nn.Module, example: Tensor, dynamic: bool = True) -> E
         model.train(training)
 
 
+def least_dynamic_side(model: nn.Module) -> int:
+    """The least height and width of images in a program of any size."""
+    stage_sizes = getattr(model, "stage_sizes", lambda n: [n])
+    return next(n for n in itertools.count(2) if min(stage_sizes(n)) >= 2)
+
+
 def _general(example: Tensor, least: int) -> Tensor:
     """Images of the type and device of `example` whose sizes differ from one another and are no power of two.
 
-    A size of 1 would be taken for a constant, and a batch equal to a side for the same number.
+    A size of 1 would be taken for a constant, and equal sizes for one number.
     """
-    return example.new_zeros(2, example.shape[1], max(least, 61), max(least, 48))
+    return example.new_zeros(2, example.shape[1], 2 * least + 3, 3 * least + 1)
 
 
 def write_program(program: ExportedProgram, path: str | Path) -> None:
