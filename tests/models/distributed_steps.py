@@ -23,7 +23,7 @@ OPTIONS |= dict(downsample_version="v3", patchembed_version="v2", drop_path_rate
 
 
 def step(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=10.0)
     nn.functional.cross_entropy(model(x), y).backward()
     optimizer.step()
 
@@ -38,7 +38,7 @@ def verdict(model: nn.Module, expected: nn.Module, start: nn.Module) -> str:
     for (name, found), wanted, before in parameters:
         taken, due = (p.detach() - before.detach() for p in (whole(found), wanted))
         error, size = float((taken - due).norm()), float(due.norm())
-        if size == 0 or error > 1e-3 * size + 1e-6:
+        if size == 0 or error > 1e-3 * size + 1e-5:
             return f"different in {name}: the step is off by {error} of {size}"
     return "same"
 
@@ -48,6 +48,10 @@ def main() -> int:
     rank = dist.get_rank()
     torch.manual_seed(0)
     start = VSSM(**OPTIONS)
+    with torch.no_grad():
+        for name, parameter in start.named_parameters():
+            if name.endswith(("in_proj.weight", "out_proj.weight", "fc1.weight", "fc2.weight", "head.weight")):
+                parameter.mul_(8)  # no gradient below the rounding of its parameter
     x, y = torch.randn(4, 3, 40, 33), torch.tensor([0, 1, 2, 3])
     mine = slice(2 * rank, 2 * rank + 2)
     expected = copy.deepcopy(start)

@@ -103,7 +103,7 @@ def test_features_only_gives_the_maps_that_its_info_tells(name: str, feature_cls
         assert found.shape[channel] == info["num_chs"] and found.isfinite().all()
         assert sides == [side // info["reduction"] for side in SIZE]
     some = small(name, features_only=True, out_indices=(-3, 3), **kwargs).eval()
-    assert some.feature_info.out_indices in ((1, 3), [1, 3])
+    assert [i % 4 for i in some.feature_info.out_indices] == [1, 3]
     with torch.no_grad():
         assert [m.shape for m in some(images())] == [maps[1].shape, maps[3].shape]
 
