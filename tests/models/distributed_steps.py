@@ -33,7 +33,7 @@ def whole(parameter: Tensor) -> Tensor:
 
 
 def verdict(model: nn.Module, expected: nn.Module, start: nn.Module) -> str:
-    """"same" if the steps of `model` and `expected` from `start` agree, else the parameter that agrees least."""
+    """ "same" if the steps of `model` and `expected` from `start` agree, else the parameter that agrees least."""
     parameters = zip(model.named_parameters(), expected.parameters(), start.parameters(), strict=True)
     for (name, found), wanted, before in parameters:
         taken, due = (p.detach() - before.detach() for p in (whole(found), wanted))

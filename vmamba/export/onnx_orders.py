@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from onnxscript import opset18 as op
+from onnxscript import opset18
 
 from vmamba_kernels.cross_scan.orders import Move, find_order
 
+op: Any = opset18  # its types are narrower than what its functions take
 _LEAST = -(2**63)
 
 

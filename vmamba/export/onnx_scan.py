@@ -9,12 +9,12 @@ import math
 from typing import Any
 
 import onnx_ir as ir
-from onnxscript import evaluator
-from onnxscript import opset18 as op
+from onnxscript import evaluator, opset18
 
 from ..errors import UserError
 from .onnx_orders import ints, merged, read, sides
 
+op: Any = opset18  # its types are narrower than what its functions take
 _INFERENCE = "an ONNX graph stores nothing for a backward; export under torch.no_grad()"
 
 
@@ -35,14 +35,14 @@ def _step(A: Any, dtype: ir.DataType) -> ir.Graph:
     return ir.Graph(inputs, [new, node("MatMul", "y", new, c)], nodes=nodes, name="selective_scan_step")
 
 
-def _scan(start: Any, sequences: list[Any], body: ir.Graph) -> tuple[Any, Any]:
+def _scan(start: Any, sequences: list[Any], body: ir.Graph, dtype: ir.DataType) -> tuple[Any, Any]:
     """The last state and the outputs of `body` along the first axis of the sequences."""
     attributes = ir.convenience.convert_attributes({"body": body, "num_scan_inputs": len(sequences)})
     node = ir.Node("", "Scan", [start, *sequences], attributes=attributes, num_outputs=2)
     recorder: Any = evaluator.default()
     recorder.nodes.append(node)
     last, outputs = node.outputs
-    last.type = outputs.type = ir.TensorType(body.outputs[0].dtype)
+    last.type = outputs.type = ir.TensorType(dtype)
     return last, outputs
 
 
@@ -66,7 +66,7 @@ def _recurrence(
     c = op.Unsqueeze(op.Transpose(C, perm=[3, 0, 1, 2]), ints(4))  # [L, B, K, N, 1]
     zero = op.Constant(value=ir.tensor([0.0], dtype=A.dtype))
     start = op.Expand(zero, op.Concat(op.Shape(u, start=0, end=1), ints(groups, per_group, states), axis=0))
-    last, y = _scan(start, [dt, drive, b, c], _step(op.Reshape(A, ints(groups, per_group, states)), A.dtype))
+    last, y = _scan(start, [dt, drive, b, c], _step(op.Reshape(A, ints(groups, per_group, states)), A.dtype), A.dtype)
     y = op.Transpose(op.Reshape(y, ints(0, 0, channels)), perm=[1, 2, 0])  # [B, KD, L]
     if D is not None:
         y = op.Add(y, op.Mul(u, op.Unsqueeze(D, ints(1))))
