@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -72,9 +73,12 @@ def write_package(program: ExportedProgram, path: str | Path) -> None:
     """
     if Path(path).suffix != ".pt2":
         raise UserError(f"out: an AOTInductor package is named NAME.pt2, not {Path(path).name}")
-    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    from .packaged_operators import TWINS
+
+    torch._inductor.aoti_compile_and_package(program.run_decompositions(dict(TWINS)), package_path=str(path))
 
 
 def load_package(path: str | Path) -> Callable[[Tensor], Any]:
     """The compiled model of an AOTInductor package. This package registers the operators it calls."""
+    importlib.import_module(f"{__package__}.packaged_operators")
     return torch._inductor.aoti_load_package(str(path))
