@@ -1,0 +1,79 @@
+"""Models and images that have shapes but no memory, for passes that compute nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from vmamba.errors import UserError
+
+CHANNELS = 3
+
+
+def input_channels_of(model: nn.Module) -> int:
+    """Return how many channels a model's images have: its own word, timm's, or its first convolution's."""
+    own = getattr(model, "in_chans", None)
+    if isinstance(own, int):
+        return own
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    return first.in_channels if first is not None else CHANNELS
+
+
+@contextmanager
+def without_memory(model: nn.Module) -> Iterator[FakeTensorMode]:
+    """The mode in which `model` runs on fake tensors, in evaluation; its hooks, training flags and weights are kept.
+
+    Weights on "meta", which run nowhere, stand on the CPU for the time being. A model of real weights stays untouched.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    trained = [m for m in model.modules() if m.training]
+    swapped: list[tuple[dict, str, Tensor]] = []
+    model.eval()
+    try:
+        for module in model.modules():
+            for table in (module._parameters, module._buffers):
+                for name, tensor in table.items():
+                    if tensor is not None and tensor.is_meta and not isinstance(tensor, FakeTensor):
+                        swapped.append((table, name, tensor))
+                        table[name] = _on_cpu(tensor, mode)
+        yield mode
+    finally:
+        for table, name, tensor in swapped:
+            table[name] = tensor
+        for module in trained:
+            module.training = True
+
+
+def _on_cpu(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+    with mode:
+        fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+    return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+
+
+def images(model: nn.Module, size: tuple[int, int], batch: int) -> Tensor:
+    """Return fake images [batch, channels, H, W] of the model's type and device; call it inside `without_memory`."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(()))
+    device = torch.device("cpu") if like.is_meta else like.device
+    return torch.empty((batch, input_channels_of(model), *size), dtype=like.dtype, device=device)
+
+
+def as_size(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return (H, W) from an int or a pair; `UserError` for anything else."""
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
+        raise UserError(f"size: expected a positive int or (height, width), got {size}")
+    return pair
+
+
+def run(model: nn.Module, x: Tensor) -> object:
+    """Return what the model makes of fake images; a refusal of their size becomes a `UserError`."""
+    try:
+        return model(x)
+    except (ValueError, RuntimeError, AssertionError, IndexError) as error:
+        name = type(model).__name__
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"size: {name} does not run on images {tuple(x.shape)}: {reason}") from error
