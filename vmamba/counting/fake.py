@@ -54,19 +54,20 @@ def _on_cpu(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
     return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
 
 
-def images(model: nn.Module, size: tuple[int, int], batch: int) -> Tensor:
-    """Return fake images [batch, channels, H, W] of the model's type and device; call it inside `without_memory`."""
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(()))
-    device = torch.device("cpu") if like.is_meta else like.device
-    return torch.empty((batch, input_channels_of(model), *size), dtype=like.dtype, device=device)
-
-
-def as_size(size: int | tuple[int, int]) -> tuple[int, int]:
-    """Return (H, W) from an int or a pair; `UserError` for anything else."""
+def image_shape(model: nn.Module, size: int | tuple[int, int], batch: int) -> tuple[int, int, int, int]:
+    """Return [B, C, H, W] of a batch for `model`, whose size is an int or a pair; `UserError` for any other."""
     pair = (size, size) if isinstance(size, int) else tuple(size)
     if len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
         raise UserError(f"size: expected a positive int or (height, width), got {size}")
-    return pair
+    if batch < 1:
+        raise UserError(f"batch: expected at least 1, got {batch}")
+    return batch, input_channels_of(model), *pair
+
+
+def images(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """Return fake images of the model's type and device; call it inside the mode of `without_memory`."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(()))
+    return torch.empty(shape, dtype=like.dtype, device="cpu" if like.is_meta else like.device)
 
 
 def run(model: nn.Module, x: Tensor) -> object:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vmamba.counting.fake import as_size, images, run, without_memory
+from vmamba.counting.fake import image_shape, images, run, without_memory
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,14 @@ def activation_memory(model: nn.Module, size: int | tuple[int, int] = 224, batch
     Two forwards on fake tensors in the weights' type, with the operators' choice of backend on this machine; the
     storages they make are followed. Views add nothing, workspaces inside a kernel are not seen, dropout is off.
     """
-    size = as_size(size)
+    image = image_shape(model, size, batch)
     with without_memory(model) as mode, mode:
         with torch.no_grad(), _Live() as live:
-            run(model, images(model, size, batch))
+            x = images(model, image)
+            run(model, x)
         with torch.enable_grad(), _Live() as kept:
-            output = run(model, images(model, size, batch))
+            x = images(model, image)
+            output = run(model, x)
             held = kept.bytes
             del output
     return Activations(live.peak, held)
@@ -54,6 +56,8 @@ class _Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if any(value.alias_info is not None for value in func._schema.returns):
+            return result  # a view, or an argument written in place
         given = {_key(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and _key(tensor) not in given:

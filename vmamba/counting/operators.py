@@ -1,6 +1,6 @@
 """MACs of single operators from the shapes of their arguments: our own, and PyTorch's for what no layer's rule covers.
 
-A rule takes the shapes of an op's arguments in the order of its schema (None for what is no tensor) and the shape of its
+A rule takes the shapes of an op's arguments in the order of its schema (None for what is no tensor) and that of its
 first result.
 """
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vmamba.counting.fake import as_size, images, run, without_memory
+from vmamba.counting.fake import image_shape, images, run, without_memory
 from vmamba.counting.operators import OPERATORS
 from vmamba.counting.rules import Rule, rule_of
 
@@ -23,17 +23,22 @@ Shapes = tuple[tuple[int, ...], ...]
 class Count:
     """What `count_model` found. `macs` is for the whole batch, and so are the tables.
 
+    `image` is the shape of the batch, [B, C, H, W];
     `layers` holds the MACs of each layer by itself, by name; `outputs` the shapes of what each called layer gave;
     `uncovered` the part of `macs` that operators outside any layer with a rule made up (attention, say), by operator.
     """
 
     parameters: int
     trainable: int
-    batch: int
-    size: tuple[int, int]
+    image: tuple[int, ...]
     layers: Counter[str] = field(default_factory=Counter)
     outputs: dict[str, Shapes] = field(default_factory=dict)
     uncovered: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def batch(self) -> int:
+        """How many images were counted together."""
+        return self.image[0]
 
     @property
     def macs(self) -> int:
@@ -67,13 +72,10 @@ def count_model(model: nn.Module, size: int | tuple[int, int] = 224, batch: int 
 
     Raises `UserError` where the model does not run at that size.
     """
-    size = as_size(size)
-    if batch < 1:
-        raise ValueError(f"batch: expected at least 1, got {batch}")
+    image = image_shape(model, size, batch)
     parameters = list(model.parameters())
-    count = Count(
-        sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad), batch, size
-    )
+    total = sum(p.numel() for p in parameters)
+    count = Count(total, sum(p.numel() for p in parameters if p.requires_grad), image)
     walk = _Walk(count)
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
@@ -85,7 +87,7 @@ def count_model(model: nn.Module, size: int | tuple[int, int] = 224, batch: int 
             stack.callback(module.register_forward_pre_hook(walk.enter(name)).remove)
             stack.callback(module.register_forward_hook(walk.leave(name)).remove)
         with mode:
-            x = images(model, size, batch)
+            x = images(model, image)
             with walk:
                 run(model, x)
     return count
@@ -125,7 +127,9 @@ class _Walk(TorchDispatchMode):
         if name in OPERATORS:
             layer, rule = self.running[-1] if self.running else ("", None)
             if rule is None and not self._covered():
-                shapes = [tuple(a.shape) if isinstance(a, Tensor) else (a if isinstance(a, bool) else None) for a in args]
+                shapes = [
+                    tuple(a.shape) if isinstance(a, Tensor) else (a if isinstance(a, bool) else None) for a in args
+                ]
                 first = result[0] if isinstance(result, tuple | list) else result
                 macs = OPERATORS[name](shapes, tuple(first.shape))
                 self.count.layers[layer] += macs
