@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable
@@ -54,9 +55,9 @@ def write_features(path: Path, features: dict[str, Tensor], images: list[str]) -
                 np.savez(file, images=np.array(images), **arrays)  # type: ignore[arg-type]
         os.replace(part, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise UserError(f"{path} cannot be written ({error.strerror or error}); give another --out") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _levels(text: str) -> list[int]:
