@@ -76,11 +76,15 @@ def test_the_page_in_a_browser(opened, tmp_path):
             expect(tab.get_by_text("Choose an image first.")).to_be_visible(timeout=60_000)
             tab.set_input_files("input[type=file]", tmp_path / "gradient.png")
             expect(tab.locator("img[alt], .image-frame img").first).to_be_visible(timeout=60_000)
+            shown = tab.locator("#gradient img")
+            addresses = ["none"]
             for kind in (demo.CLASS, demo.FIELD):
                 tab.get_by_label(kind).check()
                 tab.get_by_role("button", name="Classify").click()
-                expect(tab.locator("#gradient img")).to_be_visible(timeout=60_000)
+                expect(shown).to_be_visible(timeout=60_000)
+                expect(shown).not_to_have_attribute("src", addresses[-1], timeout=60_000)
                 expect(tab.locator("#classes")).to_contain_text("%", timeout=60_000)
+                addresses.append(shown.get_attribute("src"))
             text = tab.locator("#classes").inner_text()
             assert sum(name in text for name in opened.class_names) == 3 and not faults
             tab.screenshot(path=tmp_path / "page.png", full_page=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 
@@ -19,17 +20,22 @@ def _info():
 
 
 def imagenet_names() -> list[str]:
-    """Return the 1000 names of ImageNet-1K's classes, in the order of the outputs."""
-    return [_first(_info().index_to_description(i)) for i in range(_info().num_classes())]
+    """Return the 1000 names of ImageNet-1K's classes, in the order of the outputs, each once."""
+    return list(_by_id().values())
+
+
+@cache
+def _by_id() -> dict[str, str]:
+    """{WordNet id: name}: the first word of the description, with the id where two classes share it."""
+    ids = _info().label_names()
+    names = [_info().label_name_to_description(wordnet_id).split(", ")[0] for wordnet_id in ids]
+    shared = {name for name, times in Counter(names).items() if times > 1}
+    pairs = zip(ids, names, strict=True)
+    return {wordnet_id: f"{name} ({wordnet_id})" if name in shared else name for wordnet_id, name in pairs}
 
 
 def described(names: Sequence[str]) -> list[str]:
     """Return `names` with WordNet ids, as ImageNet's folders are called ("n01440764"), put into words; others as is."""
     if not all(len(name) == 9 and name[0] == "n" and name[1:].isdecimal() for name in names):
         return list(names)
-    known = set(_info().label_names())
-    return [_first(_info().label_name_to_description(name)) if name in known else name for name in names]
-
-
-def _first(description: str) -> str:
-    return description.split(", ")[0]
+    return [_by_id().get(name, name) for name in names]

@@ -47,7 +47,8 @@ def _by_name(name: str, size: tuple[int, int] | None) -> tuple[nn.Module, tuple[
         hint = closest(name, [*model_names(), *timm.list_models()])
         raise UserError(f"unknown model '{name}'.{hint} Name one of vmamba.list_models(), of timm, or a yaml file.")
     own = timm.models.get_pretrained_cfg(name)
-    built = tuple(own.input_size[1:]) if own is not None and own.input_size else (224, 224)
+    _, height, width = own.input_size if own is not None and own.input_size else (3, 224, 224)
+    built = (height, width)
     options: dict[str, Any] = {}
     if size and size != built and own is not None and own.fixed_input_size:
         options["img_size"] = size

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -146,3 +148,12 @@ def test_the_backbones():
         count = count_model(model, 64)
         assert count.parameters == expected
         assert [s[1] for s in count.outputs[""]] == [96, 192, 384, 768]
+
+
+def test_the_table_of_the_docs():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "using.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([\d,]+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    stated = {name: (int(n.replace(",", "")), g) for names, n, g in rows for name in re.findall(r"\w+", names)}
+    assert {name: n for name, (n, _) in stated.items()} == {name: n for name, (n, _) in PUBLISHED.items()}
+    for name, (_, gflops) in stated.items():
+        assert f"{closed_form(on_meta(name), 224, 224) / 1e9:.6f}" == gflops

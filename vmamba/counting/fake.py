@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +32,12 @@ def without_memory(model: nn.Module) -> Iterator[FakeTensorMode]:
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     trained = [m for m in model.modules() if m.training]
-    swapped: list[tuple[dict, str, Tensor]] = []
+    swapped: list[tuple[dict[str, Any], str, Tensor]] = []
     model.eval()
     try:
         for module in model.modules():
-            for table in (module._parameters, module._buffers):
+            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for table in tables:
                 for name, tensor in table.items():
                     if tensor is not None and tensor.is_meta and not isinstance(tensor, FakeTensor):
                         swapped.append((table, name, tensor))
