@@ -21,3 +21,15 @@ LOAD_BITS = {
     "conv_backward_first": 128,
 }
 STORE_BITS = dict(LOAD_BITS)
+# By output: loops over images and groups, where a thread owns 16 steps of 8 or 4 channels (backward: of 4 or 2), then
+# over as many steps as there are taps; where time steps lie side by side, over groups, 8 steps each.
+INSTRUCTIONS = {
+    ("conv_forward_last", 4): ((128, 128, 32), 27.0),
+    ("conv_forward_last", 8): ((64, 64, 32), 49.0),
+    ("conv_forward_first", 4): ((8,), 68.0),
+    ("conv_forward_first", 8): ((8,), 71.0),
+    ("conv_backward_last", 4): ((64, 16), 71.0),
+    ("conv_backward_last", 8): ((32, 16), 140.0),
+    ("conv_backward_first", 4): ((8,), 110.0),
+    ("conv_backward_first", 8): ((8,), 158.0),
+}

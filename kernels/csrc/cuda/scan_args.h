@@ -11,8 +11,6 @@ namespace vmamba::cuda {
 constexpr int kChunk = 32;          // time steps between two stored states, and a divisor of every segment
 constexpr int kMostThreads = 128;
 
-using vmamba::Type;
-
 // [batch, group, state, time]; strides in bytes.
 struct Projection {
   const char* data = nullptr;

@@ -14,6 +14,7 @@
 
 namespace vmamba::cuda {
 
+using vmamba::Type;
 using vmamba::i64;
 
 #ifndef VMAMBA_EMULATED
