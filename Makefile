@@ -18,7 +18,7 @@ READY := native-in-place
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow kernel-gates lint bench gpu-check data doctor clean native-in-place
+.PHONY: help setup train test test-slow kernel-gates lint docs bench gpu-check data doctor clean native-in-place
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -70,6 +70,9 @@ gpu-check: ## GPU tests, sanitizers, benchmarks and a training run with the syst
 
 data: $(READY) ## fetch Fashion-MNIST into data/
 	$(PY) -m classification.fetch fashion_mnist
+
+docs: $(READY) ## the documentation, to read in a browser from build/site/index.html
+	$(PY) -m sphinx -W --keep-going -q -E -d build/doctrees docs build/site
 
 doctor: $(READY) ## versions, and which backend each operator uses and why
 	@$(PY) -m vmamba.doctor

@@ -16,19 +16,31 @@ from classification.precision import Precision
 from classification.schedule import build_schedule
 from classification.train import Trainer
 from classification.world import World
+from vmamba.counting import count_model
 from vmamba.errors import UserError
 from vmamba.models.from_config import model_from_config
+from vmamba.preprocess import image_size
 from vmamba.weights import load_checkpoint, load_weights
 from vmamba.weights.loading import WeightsDoNotFit
 
 
 def build_network(config: CfgNode, world: World, logger: logging.Logger) -> nn.Module:
     """Return the configured network on this process's device, and log its size."""
-    network = model_from_config(config).to(world.device)
+    network = model_from_config(config)
     logger.info(f"Creating model:{config.MODEL.TYPE}/{config.MODEL.NAME}")
     logger.debug(str(network))
     logger.info(f"number of params: {sum(p.numel() for p in network.parameters() if p.requires_grad)}")
-    return network
+    if world.rank == 0:
+        logger.info(f"number of GFLOPs: {_gflops(config, network)}")
+    return network.to(world.device)
+
+
+def _gflops(config: CfgNode, network: nn.Module) -> str:
+    """Return the billions of multiply-accumulates for one image, or why they cannot be told."""
+    try:
+        return f"{count_model(network, image_size(config)).gflops:.6f}"
+    except UserError as error:
+        return f"unknown ({error})"
 
 
 def build_trainer(config: CfgNode, network: nn.Module, data: Data, world: World, logger: logging.Logger) -> Trainer:

@@ -123,7 +123,9 @@ def test_the_number_of_a_gpu_is_checked(monkeypatch):
 def test_unknown_flags_are_one_line_with_the_nearest(capsys):
     error = one_line(capsys, ["a.jpg", "--wieghts", "w.pth"])
     assert "unknown flag '--wieghts'. Did you mean '--weights'? See python -m vmamba.predict -h" in error
-    assert "required: --weights. See python -m vmamba.predict -h" in one_line(capsys, ["a.jpg"])
+    assert "one of these is required: --model or --weights. See python -m vmamba.predict -h" in one_line(
+        capsys, ["a.jpg"]
+    )
     error = one_line(capsys, ["--breif"], vmamba.doctor.main)
     assert "unknown flag '--breif'. Did you mean '--brief'? See python -m vmamba.doctor -h" in error
     assert "unknown argument 'now'" in one_line(capsys, ["now"], vmamba.doctor.main)

@@ -1,14 +1,19 @@
-"""Vision state-space models. Light to import: torch and timm load at the first use of a model."""
+"""Vision state-space models. Light to import: torch, timm and Triton load at the first use of a model."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import torch
+    from PIL import Image
+    from torch import Tensor, nn
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "create_model", "list_models"]
+__all__ = ["__version__", "classify_image", "create_model", "extract_features", "list_models"]
 
 
 def list_models(pattern: str = "") -> list[str]:
@@ -32,3 +37,31 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     if name not in known:
         raise UserError(f"unknown model '{name}'.{closest(name, known)} See vmamba.list_models().")
     return timm.create_model(name, **kwargs)
+
+
+def classify_image(
+    image: str | Path | Image.Image,
+    model: str | nn.Module | None = None,
+    weights: str | Path | None = None,
+    top_k: int = 5,
+    device: str | torch.device | None = None,
+) -> list[tuple[str, float]]:
+    """Return the `top_k` likeliest (class name, probability) of an image; see `vmamba.using.classify_image`."""
+    from vmamba import using
+
+    return using.classify_image(image, model, weights, top_k, device)
+
+
+def extract_features(
+    images: str | Path | Image.Image | Sequence[str | Path | Image.Image],
+    model: str | nn.Module | None = None,
+    weights: str | Path | None = None,
+    level: int | Sequence[int] = -1,
+    pool: bool = False,
+    device: str | torch.device | None = None,
+    batch: int = 16,
+) -> Tensor | list[Tensor]:
+    """Return the maps [B, C, H, W] of a stage, or their means [B, C]; see `vmamba.using.extract_features`."""
+    from vmamba import using
+
+    return using.extract_features(images, model, weights, level, pool, device, batch)

@@ -26,6 +26,11 @@ def read_image(path: str | Path) -> Image.Image:
     with open(path, "rb") as file:
         image = Image.open(file)
         image.load()
+    return turned_upright(image)
+
+
+def turned_upright(image: Image.Image) -> Image.Image:
+    """Return the image itself, turned as its EXIF orientation says; with a damaged EXIF block, or none, as it is."""
     try:
         ImageOps.exif_transpose(image, in_place=True)
     except (ValueError, SyntaxError, TypeError, KeyError, struct.error):

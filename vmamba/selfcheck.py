@@ -120,7 +120,9 @@ def _ssd(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
 
 def _pooled(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
     """Both directions and their mean, the rows of an image pooled."""
-    return pooled_scan(*tensors.values(), grid=(5, 7), reverse=(False, True), average=True, backend=backend)
+    u_full, u_pooled, delta, A, B, C, D, delta_bias = tensors.values()
+    inputs = (u_full, u_pooled, delta, A, B, C, D, delta_bias)
+    return pooled_scan(*inputs, grid=(5, 7), reverse=(False, True), average=True, backend=backend)
 
 
 CASES: dict[str, tuple[Callable[[], dict[str, Tensor]], Case]] = {

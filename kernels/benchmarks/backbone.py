@@ -19,6 +19,7 @@ import torch
 from report import Report
 
 import vmamba.models  # noqa: F401  registers the models with timm
+from vmamba.host_memory import keep_freed_memory
 from vmamba.models import SS2D
 
 NETWORKS = ("vmamba_tiny_s1l8", "vmamba_tiny_s1l8/unfused", "swin_tiny_patch4_window7_224", "convnext_tiny")
@@ -120,12 +121,12 @@ def measure(mode: str, args: argparse.Namespace, report: Report) -> None:
         print(f"{mode:9}  {name:32} {median:8.1f} images/s  ({spread})  {median / first:.2f} x {next(iter(speeds))}")
 
 
-def method(args: argparse.Namespace) -> str:
+def method(args: argparse.Namespace, memory_kept: bool) -> str:
     return (
         f"float32 weights, autocast {args.amp}, TF32 {torch.backends.cuda.matmul.allow_tf32}, channels_last "
         f"{args.channels_last}, eager, batch {args.batch} at {args.size}x{args.size}; {args.warmup} warm-up steps, "
         f"median of {args.turns} turns of {args.steps} steps, the networks by turns; wall clock; training = forward, "
-        "loss, backward, AdamW"
+        f"loss, backward, AdamW; freed host memory {'kept' if memory_kept else 'returned'}, for every network"
     )
 
 
@@ -144,7 +145,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="keep the figures in this file")
     args = parser.parse_args()
 
-    report = Report("backbone", args.device, method(args))
+    report = Report("backbone", args.device, method(args, keep_freed_memory()))
     steps = args.turns * args.steps + args.warmup
     print(f"plan: {len(args.networks)} networks x {len(args.modes)} modes x {steps} steps")
     for mode in args.modes:

@@ -47,6 +47,11 @@ def names(operator: str) -> list[str]:
     return [backend.name for backend in _backends[operator]]
 
 
+def registered(operator: str) -> tuple[Backend, ...]:
+    """The backends of an operator, the preferred first."""
+    return tuple(_backends[operator])
+
+
 def choose(operator: str, device: str) -> tuple[Backend, list[tuple[str, str]]]:
     """The backend that serves a device type and (name, reason) of those preferred to it that cannot."""
     refused: list[tuple[str, str]] = []

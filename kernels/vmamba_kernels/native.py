@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,6 +88,7 @@ def asked_once(op: str) -> Callable[[str], str]:
     return missing
 
 
+@cache
 def _cpu_symbols() -> ctypes.CDLL:
     library = load("cpu")
     if not library.loaded:

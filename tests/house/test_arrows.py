@@ -115,7 +115,7 @@ def sys_path_lines(path: Path) -> list[int]:
     return lines
 
 
-BESIDE = [ROOT / "setup.py", *(ROOT / "docs").glob("*.py"), *(ROOT / "kernels" / "benchmarks").glob("*.py")]
+BESIDE = [ROOT / "setup.py", *(ROOT / "docs").rglob("*.py"), *(ROOT / "kernels" / "benchmarks").glob("*.py")]
 BESIDE += [path for path in sources(ROOT / "tests") if path != Path(__file__).resolve()]
 
 

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from ..selective_scan.layout import chunk_length, stored_states
 
-__all__ = ["chunk_length", "empty_image", "image_like", "positions_last", "sizes", "stored_states"]
+__all__ = [
+    "chunk_length",
+    "empty_image",
+    "graph_states",
+    "image_like",
+    "in_graph",
+    "positions_last",
+    "sizes",
+    "stored_states",
+]
 
 
 def sizes(x: Tensor, channel_first: bool) -> tuple[int, int, int, int]:
@@ -44,3 +53,17 @@ def image_like(x: Tensor, like: Tensor, channel_first: bool) -> Tensor:
     image = x.unflatten(2, (H, W)) if channel_first else x.transpose(1, 2).unflatten(1, (H, W))
     expected = empty_image(like, x.dtype, channel_first)
     return image if image.stride() == expected.stride() else expected.copy_(image)
+
+
+def graph_states(length: int, d_state: int, device: str = "cpu") -> int:
+    """The number of states between forward and backward: `stored_states`, and at least 2.
+
+    A graph with a dynamic length takes a size of 0 or 1 for a constant, and would be built anew for small images.
+    """
+    return torch.sym_max(stored_states(length, d_state, device), 2)
+
+
+def in_graph(states: Tensor) -> Tensor:
+    """The states [B, S, N, K*C] of a backend, filled up with zeros to 2 if S is 0 or 1."""
+    lacking = 2 - states.shape[1]
+    return states if lacking <= 0 else torch.nn.functional.pad(states, (0, 0, 0, 0, 0, lacking))

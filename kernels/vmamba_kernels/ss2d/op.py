@@ -20,7 +20,7 @@ from ..registration import define, differentiate, one_by_one, vectorize
 from ..selective_scan.op import by_device, by_device_backward
 from ..triton_support import triton_backend
 from . import reference, sequences
-from .layout import empty_image, sizes, stored_states
+from .layout import empty_image, graph_states, in_graph, sizes, stored_states
 
 _INPUTS = "Tensor x, Tensor x_dbl, Tensor dt_weight, Tensor A, Tensor? D, Tensor? delta_bias"
 
@@ -80,7 +80,8 @@ def _forward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     run = _implementations[backend or backend_for(x.dtype, x.device.type)].forward
-    return run(x, x_dbl, dt_weight, A, D, delta_bias, order, channel_first, out_dtype, save_states)
+    y, states = run(x, x_dbl, dt_weight, A, D, delta_bias, order, channel_first, out_dtype, save_states)
+    return y, in_graph(states) if save_states else states
 
 
 def _backward(
@@ -97,6 +98,9 @@ def _backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     run = _implementations[backend or backend_for(x.dtype, x.device.type)].backward
+    _, _, H, W = sizes(x, channel_first)
+    kept = stored_states(H * W, A.shape[1], x.device.type)
+    states = states[:, :kept].contiguous() if kept < 2 else states
     return run(dy, x, x_dbl, dt_weight, A, D, delta_bias, states, order, channel_first)
 
 
@@ -115,7 +119,7 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor]:
     batch, _, H, W = sizes(x, channel_first)
     d_state = A.shape[1]
-    kept = stored_states(H * W, d_state, x.device.type) if save_states else 0
+    kept = graph_states(H * W, d_state, x.device.type) if save_states else 0
     return empty_image(x, out_dtype, channel_first), A.new_empty(batch, kept, d_state, A.shape[0])
 
 

@@ -1,0 +1,1 @@
+"""The generated parts of the documentation, one module each; ``python -m docs.generate.zoo`` prints one as Markdown."""

@@ -1,0 +1,222 @@
+"""What timm asks of every model it holds, asked of every name of ours: small networks of each name's design."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.layers import is_exportable, is_scriptable
+from timm.models import FeatureInfo
+from timm.models._manipulate import group_parameters
+from timm.optim import create_optimizer_v2
+
+from vmamba.models import model_names
+
+each_model = pytest.mark.parametrize("name", model_names())
+SIZE = (64, 96)
+
+
+def small(name: str, **kwargs: Any) -> Any:
+    """The design of a name with one block per stage and a width of 16."""
+    torch.manual_seed(0)
+    return timm.create_model(name, **{"depths": (1, 1, 1, 1), "dims": 16, **kwargs})
+
+
+def images(batch: int = 1, channels: int = 3, size: tuple[int, int] = SIZE) -> torch.Tensor:
+    return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(0))
+
+
+@each_model
+def test_registered_with_a_config_and_found_by_timm(name: str) -> None:
+    assert timm.is_model(name) and name in timm.list_models("*vmamba*")
+    assert timm.get_pretrained_cfg(name).tag == "in1k"
+    model = timm.create_model(name, device="meta")
+    cfg = model.pretrained_cfg
+    state = model.state_dict()
+    assert cfg["architecture"] == name and cfg["num_classes"] == model.num_classes == 1000
+    assert f"{cfg['classifier']}.weight" in state and f"{cfg['first_conv']}.weight" in state
+    assert timm.data.resolve_model_data_config(model)["input_size"] == (3, 224, 224)
+    overlaid = small(name, pretrained_cfg_overlay=dict(crop_pct=1.0), pretrained_cfg=dict(cfg, mean=(0.5, 0.5, 0.5)))
+    assert overlaid.pretrained_cfg["crop_pct"] == 1.0 and overlaid.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
+
+
+@each_model
+def test_forward_and_backward_reach_every_parameter(name: str) -> None:
+    model = small(name, num_classes=42).train()
+    output = model(images(2))
+    assert output.shape == (2, 42) and output.isfinite().all()
+    output.mean().backward()
+    without = [key for key, parameter in model.named_parameters() if parameter.grad is None]
+    assert not without
+    model.zero_grad()
+    model.set_grad_checkpointing()
+    model(images(2)).mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@each_model
+def test_heads_can_be_left_out_reset_and_pooled_otherwise(name: str) -> None:
+    x = images()
+    model = small(name).eval()
+    classifier = model.pretrained_cfg["classifier"]
+    with torch.no_grad():
+        features = model.forward_features(x)
+        last = (2, 3, model.num_features) if model.output_fmt == "NHWC" else (model.num_features, 2, 3)
+        assert features.shape == (1, *last)
+        logits = model.forward_head(features)
+        assert torch.equal(logits, model(x)) and logits.shape == (1, 1000)
+        pooled = model.forward_head(features, pre_logits=True)
+        assert pooled.shape == (1, model.head_hidden_size)
+        assert torch.equal(model.get_classifier()(pooled), logits)
+
+        for headless in (copy.deepcopy(model), small(name, num_classes=0).eval()):
+            headless.load_state_dict(model.state_dict(), strict=False)
+            headless.reset_classifier(0)
+            assert headless(x).shape == (1, model.num_features) and headless.num_classes == 0
+            assert not any(key.startswith(f"{classifier}.") for key in headless.state_dict())
+            assert torch.equal(headless(x), pooled)
+        for unpooled in (copy.deepcopy(model), small(name, num_classes=0, global_pool="").eval()):
+            unpooled.load_state_dict(model.state_dict(), strict=False)
+            unpooled.reset_classifier(0, "")
+            assert torch.equal(unpooled(x), features)
+        again = copy.deepcopy(model)
+        again.reset_classifier(0, "")
+        again.reset_classifier(7, "avg")
+        assert again(x).shape == (1, 7) and isinstance(again.get_classifier(), torch.nn.Linear)
+
+
+@each_model
+@pytest.mark.parametrize("feature_cls", [None, "hook"])
+def test_features_only_gives_the_maps_that_its_info_tells(name: str, feature_cls: str | None) -> None:
+    kwargs: dict[str, Any] = {} if feature_cls is None else {"feature_cls": feature_cls}
+    model = small(name, features_only=True, **kwargs).eval()
+    assert model.feature_info.channels() == [16, 32, 64, 128] and model.feature_info.reduction() == [4, 8, 16, 32]
+    assert not any("classifier" in key for key in model.state_dict()) or feature_cls
+    with torch.no_grad():
+        maps = model(images())
+    channel = 3 if feature_cls and timm.create_model(name, device="meta").output_fmt == "NHWC" else 1
+    for found, info in zip(maps, model.feature_info, strict=True):
+        sides = [n for axis, n in enumerate(found.shape) if axis not in (0, channel)]
+        assert found.shape[channel] == info["num_chs"] and found.isfinite().all()
+        assert sides == [side // info["reduction"] for side in SIZE]
+    some = small(name, features_only=True, out_indices=(-3, 3), **kwargs).eval()
+    assert [i % 4 for i in some.feature_info.out_indices] == [1, 3]
+    with torch.no_grad():
+        assert [m.shape for m in some(images())] == [maps[1].shape, maps[3].shape]
+
+
+@each_model
+def test_intermediates_agree_with_the_features_and_can_be_pruned(name: str) -> None:
+    x = images()
+    model = small(name).eval()
+    info = FeatureInfo(model.feature_info, out_indices=(0, 1, 2, 3))
+    with torch.no_grad():
+        final, maps = model.forward_intermediates(x)
+        assert torch.equal(final, model.forward_features(x))
+        assert [m.shape[1] for m in maps] == info.channels()
+        assert [tuple(m.shape[2:]) for m in maps] == [(SIZE[0] // r, SIZE[1] // r) for r in info.reduction()]
+        last = [
+            m.permute(0, 3, 1, 2) for m in model.forward_intermediates(x, output_fmt="NHWC", intermediates_only=True)
+        ]
+        assert all(torch.equal(a, b) for a, b in zip(last, maps, strict=True))
+        normed = model.forward_intermediates(x, indices=1, norm=True, output_fmt=model.output_fmt)[1]
+        assert len(normed) == 1 and torch.equal(normed[0], final)
+        early = model.forward_intermediates(x, indices=[0, 2], stop_early=True, intermediates_only=True)
+        assert torch.equal(early[0], maps[0]) and torch.equal(early[1], maps[2]) and len(early) == 2
+        with pytest.raises(ValueError, match="output_fmt"):
+            model.forward_intermediates(x, output_fmt="NLC")
+        with pytest.raises(AssertionError):
+            model.forward_intermediates(x, indices=[4])
+
+        pruned = copy.deepcopy(model)
+        assert pruned.prune_intermediate_layers([0, 2], prune_norm=True) == [0, 2]
+        assert len(pruned.layers) == 3 and pruned.num_classes == 0
+        kept = pruned.forward_intermediates(x, indices=[0, 2], intermediates_only=True)
+        assert all(torch.equal(a, b) for a, b in zip(kept, (maps[0], maps[2]), strict=True))
+        own_layout = maps[2] if pruned.output_fmt == "NCHW" else maps[2].permute(0, 2, 3, 1)
+        assert torch.equal(pruned(x), own_layout)
+
+
+@each_model
+@pytest.mark.parametrize("coarse", [True, False])
+def test_every_parameter_is_in_one_group_and_groups_rise_with_depth(name: str, coarse: bool) -> None:
+    model = timm.create_model(name, device="meta")
+    groups = group_parameters(model, model.group_matcher(coarse=coarse))
+    grouped = [key for keys in groups.values() for key in keys]
+    assert sorted(grouped) == sorted(key for key, _ in model.named_parameters())
+    layer = {key: number for number, keys in groups.items() for key in keys}
+    assert len(groups) == (len(model.depths) + 2 if coarse else sum(model.depths) + 2)
+    numbers = [layer[f"layers.{i}.blocks.{j}.op.out_proj.weight"] for i, n in enumerate(model.depths) for j in range(n)]
+    assert numbers == sorted(numbers) and layer["patch_embed.0.weight"] == 0
+    assert layer["classifier.head.weight"] == max(groups) >= numbers[-1]
+
+
+@each_model
+def test_layer_decay_and_no_weight_decay_reach_the_optimizer(name: str) -> None:
+    model = small(name, posembed=True, imgsize=64)
+    optimizer = create_optimizer_v2(model, "adamw", lr=1.0, weight_decay=0.1, layer_decay=0.5)
+    options = {
+        id(p): (group["lr_scale"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]
+    }
+    assert len(options) == len(list(model.parameters()))
+    scales = [options[id(model.layers[i].blocks[0].op.out_proj.weight)][0] for i in range(4)]
+    assert scales == sorted(scales) and scales[0] < scales[-1] < 1.0
+    assert options[id(model.get_classifier().weight)] == (1.0, 0.1)
+    assert options[id(model.pos_embed)][1] == 0.0 and model.no_weight_decay() == {"pos_embed"}
+
+
+@each_model
+def test_channels_device_type_and_flags_are_passed_through(name: str) -> None:
+    for channels in (1, 5):
+        assert small(name, in_chans=channels).eval()(images(channels=channels)).shape == (1, 1000)
+    assert {p.dtype for p in small(name, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
+    assert all(p.is_meta for p in small(name, device="meta").parameters())
+    model = small(name, exportable=True, scriptable=True, drop_rate=0.3, drop_path_rate=0.2).eval()
+    assert not is_exportable() and not is_scriptable(), "timm's flags hold while the model is built"
+    assert model.classifier.drop.p == 0.3 and model.layers[3].blocks[0].drop_path.drop_prob == pytest.approx(0.2)
+    narrow = small(name, dtype=torch.bfloat16).eval()
+    with torch.no_grad():
+        assert narrow(images().bfloat16()).dtype is torch.bfloat16
+    with pytest.raises(TypeError, match="mlp_ratio"):
+        timm.create_model(name, mlp_ration=2)
+
+
+@each_model
+def test_weights_of_three_channels_become_those_of_one_or_five(name: str, tmp_path) -> None:
+    source = small(name)
+    file = tmp_path / "weights.pth"
+    torch.save(source.state_dict(), file)
+    key = f"{source.pretrained_cfg['first_conv']}.weight"
+    for channels in (1, 5):
+        overlay = dict(file=str(file), custom_load=False)
+        model = small(name, pretrained=True, in_chans=channels, num_classes=9, pretrained_cfg_overlay=overlay)
+        state, old = model.state_dict(), source.state_dict()
+        assert state[key].shape[1] == channels and state["classifier.head.weight"].shape[0] == 9
+        if channels == 1:
+            torch.testing.assert_close(state[key], old[key].sum(1, keepdim=True))
+        other = "layers.3.blocks.0.op.in_proj.weight"
+        assert torch.equal(state[other], old[other])
+
+
+@each_model
+def test_input_size_can_be_set_and_is_free(name: str) -> None:
+    model = small(name, posembed=True, imgsize=64).eval()
+    model.set_input_size((96, 64))
+    assert model.pos_embed.shape == (1, 16, 24, 16)
+    plain = small(name).eval()
+    plain.set_input_size(img_size=128)
+    with torch.no_grad():
+        assert model(images(size=(96, 64))).shape == plain(images(size=(75, 50))).shape == (1, 1000)
+    with pytest.raises(ValueError, match="patch_size"):
+        plain.set_input_size(patch_size=8)
+
+
+def test_four_levels_at_an_odd_size() -> None:
+    model = timm.create_model("vmamba_tiny_s1l8", features_only=True).eval()
+    with torch.no_grad():
+        maps = model(images(size=(225, 181)))
+    assert [tuple(m.shape) for m in maps] == [(1, 96, 57, 46), (1, 192, 29, 23), (1, 384, 15, 12), (1, 768, 8, 6)]
+    assert all(m.isfinite().all() for m in maps)

@@ -1,0 +1,165 @@
+"""Sizes, shapes and costs of a model: ``python -m vmamba.summary NAME|CONFIG --size 224x320``."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vmamba.command_line import Parser
+from vmamba.counting import Activations, Count, activation_memory, count_model
+from vmamba.errors import UserError, closest, exit_on_user_error
+
+_METHOD = """\
+FLOPs are multiply-accumulates (MACs) of a forward in evaluation, by the rules of vmamba.counting.
+Activation memory: every storage of a forward on fake tensors, followed from birth to death, in {dtype} with the
+operators that this machine chooses, dropout off. Inference: the most alive at once. Training: what a forward leaves
+alive for the backward. Not in it: weights, their gradients, the optimizer, and workspaces inside a kernel."""
+
+
+def build_on_meta(target: str, size: tuple[int, int] | None = None) -> tuple[nn.Module, tuple[int, int]]:
+    """Return the model that `target` names, without memory, and the image size to show it at.
+
+    `target` is a model of ours or timm's by name, or a yaml file of the trainer; `size` None is the model's own. A timm
+    model of fixed size is built for `size` where it takes one. Raises `UserError` for an unknown name or a bad file.
+    """
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if target.endswith((".yaml", ".yml")) or Path(target).is_file():
+            from vmamba.models.config_file import read_model_config
+            from vmamba.models.from_config import model_from_config
+            from vmamba.preprocess import image_size
+
+            config = read_model_config(target)
+            return model_from_config(config), size or image_size(config)
+        return _by_name(target, size)
+
+
+def _by_name(name: str, size: tuple[int, int] | None) -> tuple[nn.Module, tuple[int, int]]:
+    import timm
+
+    from vmamba.models import model_names
+
+    if not timm.is_model(name):
+        hint = closest(name, [*model_names(), *timm.list_models()])
+        raise UserError(f"unknown model '{name}'.{hint} Name one of vmamba.list_models(), of timm, or a yaml file.")
+    own = timm.models.get_pretrained_cfg(name)
+    _, height, width = own.input_size if own is not None and own.input_size else (3, 224, 224)
+    built = (height, width)
+    options: dict[str, Any] = {}
+    if size and size != built and own is not None and own.fixed_input_size:
+        options["img_size"] = size
+    try:
+        return timm.create_model(name, **options), size or built
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise UserError(f"{name} cannot be built here: {error}") from error
+
+
+def summary(model: nn.Module, size: int | tuple[int, int] = 224, batch: int = 1) -> str:
+    """Return a table of a model's parts (shape, parameters, FLOPs), its totals, and its activation memory.
+
+    Nothing is computed: any model on any device, "meta" too. Raises `UserError` where it does not run at that size.
+    """
+    count = count_model(model, size, batch)
+    memory = activation_memory(model, size, batch)
+    rows = [("input", _shape(count.image), "", "")]
+    rest = [count.parameters, count.macs]
+    for name in parts(model):
+        parameters = sum(p.numel() for p in model.get_submodule(name).parameters())
+        macs = count.within(name)
+        rest = [rest[0] - parameters, rest[1] - macs]
+        if count.shapes(name) and (parameters or macs):
+            rows.append(
+                (name, " ".join(map(_shape, count.shapes(name))), f"{parameters:,}", f"{macs / batch / 1e9:.6f}")
+            )
+    if any(n > 0 for n in rest):
+        rows.append(("other", "", f"{rest[0]:,}", f"{rest[1] / batch / 1e9:.6f}"))
+    table = _table([("part", "output", "parameters", "GFLOPs"), *rows])
+    return "\n".join(
+        [f"{type(model).__name__}, {batch} x {_shape(count.image[1:])}", "", *table, "", *_totals(count, memory, model)]
+    )
+
+
+def parts(model: nn.Module) -> list[str]:
+    """Return the names of the layers that a summary shows: the children, opened where a stage of features lies inside.
+
+    The stages are those of timm's ``feature_info``. Lists of layers, which are never called themselves, are opened too.
+    """
+    info = getattr(model, "feature_info", None)
+    entries = info if isinstance(info, list) else getattr(info, "info", [])
+    stages = [e["module"] for e in entries if isinstance(e, dict) and e.get("module")]
+
+    def opened(name: str, module: nn.Module) -> list[str]:
+        inside = any(stage.startswith(f"{name}.") for stage in stages)
+        if not inside and not isinstance(module, nn.ModuleList):
+            return [name]
+        return [deeper for child, m in module.named_children() for deeper in opened(f"{name}.{child}", m)]
+
+    return [name for child, module in model.named_children() for name in opened(child, module)] or [""]
+
+
+def _totals(count: Count, memory: Activations, model: nn.Module) -> list[str]:
+    dtype = next((str(p.dtype).removeprefix("torch.") for p in model.parameters()), "float32")
+    frozen = "" if count.trainable == count.parameters else f" ({count.trainable:,} trainable)"
+    lines = [
+        f"parameters             {count.parameters:,}{frozen}",
+        f"GFLOPs per image       {count.gflops:.6f}",
+        f"activations, inference {_megabytes(memory.inference)} for a batch of {count.batch}",
+        f"activations, training  {_megabytes(memory.training)} for a batch of {count.batch}",
+        "",
+        *_METHOD.format(dtype=dtype).splitlines(),
+    ]
+    if count.uncovered:
+        names = ", ".join(
+            f"{name.partition('::')[2]} {n / count.batch / 1e9:.6f}" for name, n in count.uncovered.items()
+        )
+        lines.append(f"Of the GFLOPs, counted by operator outside any layer with a rule: {names}.")
+    return lines
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return (height, width) of "224" or "224x320"; `UserError` for anything else."""
+    words = text.lower().split("x")
+    if not 1 <= len(words) <= 2 or not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise UserError(f"--size {text}: give a positive number of pixels, or HEIGHTxWIDTH such as 224x320")
+    return int(words[0]), int(words[-1])
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m vmamba.summary", description=__doc__)
+    parser.add_argument(
+        "model", metavar="NAME|CONFIG", help="a model of ours or of timm, or a yaml file of the trainer"
+    )
+    parser.add_argument("--size", metavar="HxW", help="image size, such as 224 or 224x320 (default: the model's own)")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images at once (default 1)")
+    arguments = parser.parse(argv)
+    if arguments.batch < 1:
+        raise UserError(f"--batch {arguments.batch}: give at least 1")
+    model, size = build_on_meta(arguments.model, parse_size(arguments.size) if arguments.size else None)
+    print(summary(model, size, arguments.batch))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
