@@ -108,7 +108,8 @@ def gradients_kernel(
     column = k * (R + 2 * N)
     x_dbl += batch * p_batch + column
     dp += tl.program_id(1) * dp_block + batch * dp_batch + column
-    project(x_dbl, p_position, maps, dt_weight + at * R, inside, j * chunk, L, tiles, R, raw, C, T, RB)
+    products = tl.cdiv(tl.minimum(chunk, L - j * chunk), RB)
+    project(x_dbl, p_position, maps, dt_weight + at * R, inside, j * chunk, L, products, R, raw, C, RB, RB)
 
     for i in range(tiles - 1):
         step = j * chunk + i * T + tl.arange(0, T)
@@ -171,11 +172,11 @@ def gradients_kernel(
         weight_mask = inside[:, None] & ranks[None, :]
         w = tl.load(dt_weight + weights, mask=weight_mask, other=0.0)
         d_w = tl.zeros([BC, RB], tl.float32)
-        for i in range(tiles):
-            row = i * T + tl.arange(0, T)
+        for i in range(products):
+            row = i * RB + tl.arange(0, RB)
             live = j * chunk + row < L
             position = tl.load(maps + j * chunk + row, mask=live, other=0).to(tl.int32)
-            draw = tl.load(raw[None, :] + row[:, None] * C, mask=inside[None, :], other=0.0)
+            draw = tl.load(raw[None, :] + row[:, None] * C, mask=live[:, None] & inside[None, :], other=0.0)
             mask = live[:, None] & ranks[None, :]
             dt = tl.load(x_dbl + position[:, None].to(tl.int64) * p_position + r[None, :], mask=mask, other=0.0).to(
                 tl.float32
