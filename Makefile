@@ -18,10 +18,10 @@ READY := native-in-place
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow lint bench gpu-check data doctor clean native-in-place
+.PHONY: help setup train test test-slow kernel-gates lint bench gpu-check data doctor clean native-in-place
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(READY) ## create .venv, install, build the native library
 
@@ -52,6 +52,11 @@ test: lint ## lint, types and the whole test suite
 
 test-slow: $(READY) ## what does not fit the budget of `make test`
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow $(ARGS)
+
+# One rule: everything in tests/kernels that needs no GPU, what is slow included. `make test` runs the part not slow.
+kernel-gates: $(READY) ## every check of the kernels that needs no GPU; what a missing tool skips is named at the end
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PY) -m pytest tests/kernels -n auto --dist worksteal -m "not gpu" $(ARGS)
+	$(PY) kernels/benchmarks/gates.py
 
 bench: $(READY) ## operators and networks against their peers, side by side, in about 15 minutes
 	$(PY) kernels/benchmarks/ss2d.py --device cpu --budget 150

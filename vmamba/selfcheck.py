@@ -7,7 +7,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vmamba_kernels import bias_gelu, causal_conv1d, cross_merge, cross_scan, scan_order, selective_scan
+from vmamba_kernels import (
+    bias_gelu,
+    causal_conv1d,
+    cross_merge,
+    cross_scan,
+    pooled_scan,
+    scan_order,
+    selective_scan,
+    ssd,
+)
 from vmamba_kernels.ss2d import ss2d
 
 TOLERANCE = 1e-5
@@ -40,6 +49,26 @@ def _ss2d_tensors() -> dict[str, Tensor]:
         "D": torch.randn(directions * channels),
         "delta_bias": torch.randn(directions * channels) - 1,
     }
+
+
+def _ssd_tensors() -> dict[str, Tensor]:
+    """x, dt, A, B, C, D, dt_bias of an odd size: 2 sequences of 70 steps, 4 heads of 5, 2 groups, 3 states."""
+    batch, length, heads, width, groups, states = 2, 70, 4, 5, 2, 3
+    return {
+        "x": torch.randn(batch, length, heads, width),
+        "dt": torch.randn(batch, length, heads) - 1,
+        "A": -torch.rand(heads) - 0.1,
+        "B": torch.randn(batch, length, groups, states),
+        "C": torch.randn(batch, length, groups, states),
+        "D": torch.randn(heads, width),
+        "dt_bias": torch.randn(heads),
+    }
+
+
+def _pooled_tensors() -> dict[str, Tensor]:
+    """Those of the scan at 5 steps, and u_full: 5 x 7 tokens whose rows are pooled."""
+    tensors = {name: t[..., :5] if t.dim() > 2 else t for name, t in _scan_tensors().items()}
+    return {"u_full": torch.randn(2, 10, 35), **tensors}
 
 
 def _cross_scan_by_index(x: Tensor) -> Tensor:
@@ -83,12 +112,25 @@ def _bias_gelu(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
     return bias_gelu(*tensors.values(), backend=backend)
 
 
+def _ssd(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
+    out = ssd(*tensors.values(), backend=backend)
+    assert isinstance(out, Tensor)
+    return out
+
+
+def _pooled(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
+    """Both directions and their mean, the rows of an image pooled."""
+    return pooled_scan(*tensors.values(), grid=(5, 7), reverse=(False, True), average=True, backend=backend)
+
+
 CASES: dict[str, tuple[Callable[[], dict[str, Tensor]], Case]] = {
     "bias_gelu": (lambda: {"x": torch.randn(7, 13), "bias": torch.randn(13)}, _bias_gelu),
     "causal_conv1d": (_conv_tensors, _conv),
     "selective_scan": (_scan_tensors, _scan),
     "cross_scan": (lambda: {"x": torch.randn(2, 3, 5, 7)}, _round_trip),
     "ss2d": (_ss2d_tensors, _ss2d),
+    "ssd": (_ssd_tensors, _ssd),
+    "pooled_scan": (_pooled_tensors, _pooled),
 }
 
 

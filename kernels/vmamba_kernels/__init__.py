@@ -14,8 +14,10 @@ from .cross_scan import (
     register_scan_order,
     scan_order,
 )
+from .pooled_scan import pool_tokens, pooled_scan
 from .selective_scan import selective_scan, selective_scan_fn
 from .ss2d import ss2d
+from .ssd import selective_scan_chunk_fn, ssd
 
 __all__ = [
     "bias_gelu",
@@ -25,9 +27,13 @@ __all__ = [
     "cross_scan",
     "cross_scan_fn",
     "list_scan_orders",
+    "pool_tokens",
+    "pooled_scan",
     "register_scan_order",
     "scan_order",
     "selective_scan",
+    "selective_scan_chunk_fn",
     "selective_scan_fn",
     "ss2d",
+    "ssd",
 ]

@@ -8,12 +8,13 @@ from importlib.util import find_spec
 
 from .backends import Backend
 
+INSTALLED = find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
 def missing() -> str:
     """Why no Triton kernel can run here, with the remedy; "" if it can."""
-    if find_spec("triton") is None:
+    if not INSTALLED:
         return "triton is not installed; pip install triton (Linux only)"
     return ""
 

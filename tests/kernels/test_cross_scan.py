@@ -19,37 +19,7 @@ from vmamba_kernels import (
 from vmamba_kernels.cross_scan import reference
 from vmamba_kernels.cross_scan.op import merge, scan
 
-BUILT_IN = ["cross2d", "unidi", "bidi", "rot90", "cascade2d", "rows", "columns", "rows_both", "columns_both"]
-SIZES = [(4, 4), (3, 5), (7, 2), (1, 6), (6, 1), (1, 1)]
-LAYOUTS = list(itertools.product([True, False], repeat=2))
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")],
-    ),
-]
-
-
-def snake(H: int, W: int) -> torch.Tensor:
-    """Rows left to right and back in turn, and the same walked from the end."""
-    image = torch.arange(H * W).view(H, W)
-    image[1::2] = image[1::2].flip(1)
-    return torch.stack([image.flatten(), image.flatten().flip(0), image.flatten()])
-
-
-if "test_snake" not in list_scan_orders():
-    register_scan_order("test_snake", snake)
-ORDERS = [*BUILT_IN, "test_snake"]
-
-
-def sequences(order: str) -> int:
-    return len(scan_order(order, 1, 1))
-
-
-def channel_last(x: torch.Tensor) -> torch.Tensor:
-    """[B, (K,) C, H, W] stored and shaped as [B, H, W, (K,) C]."""
-    return x.movedim((-2, -1), (1, 2)).contiguous()
+from .cross_scan_cases import DEVICES, LAYOUTS, ORDERS, SIZES, channel_last, sequences, snake
 
 
 def source(order: str, k: int, place: int, H: int, W: int) -> tuple[int, int]:

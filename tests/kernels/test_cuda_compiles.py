@@ -1,109 +1,130 @@
-"""What nvcc makes of the selective scan, without a GPU: no spills, few registers, wide copies."""
+"""What nvcc makes of every CUDA source, without a GPU: no spills, few registers, wide copies, few instructions.
+
+`make test` compiles for sm_90; the other architectures are slow, and `make kernel-gates` runs them.
+"""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
-import re
-import shutil
-import subprocess
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-KERNELS = ROOT / "kernels" / "csrc" / "cuda"
-TORCH = Path(find_spec("torch").origin).parent
-NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-# Most registers, by kernel and states held at once: 65536 / (128 threads * registers) blocks fit a multiprocessor.
-REGISTERS = {
-    ("scan_forward", 1): 96,
-    ("scan_forward", 4): 128,
-    ("scan_forward", 16): 128,
-    ("scan_backward", 1): 128,
-    ("scan_backward", 2): 255,
-    ("gradient_ends", 0): 96,
-    ("reduce_projections", 0): 48,
-    ("reduce_weights", 0): 48,
-    ("reduce_delta", 0): 48,
-    ("join_segments", 0): 48,
-}
-
-pytestmark = pytest.mark.skipif(NVCC is None, reason="no nvcc to compile the CUDA kernels with")
+from . import sass
+from .cuda_compiled import (
+    ARCHITECTURES,
+    NVCC,
+    Kernel,
+    ceilings,
+    code_reader,
+    compiled,
+    counted,
+    kernels,
+    sources,
+    table,
+)
 
 
-def compiled(architecture: str) -> tuple[Path, str]:
-    """The cubin and what ptxas said of it, made once for each state of the sources."""
-    sources = sorted([*KERNELS.glob("*.h"), *KERNELS.glob("*.cu")])
-    digest = hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest()[:16]
-    folder = ROOT / "build" / "cuda_compiled"
-    folder.mkdir(parents=True, exist_ok=True)
-    cubin = folder / f"{architecture}-{digest}.cubin"
-    log = cubin.with_suffix(".log")
-    with open(folder / f"{architecture}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not log.exists():
-            for old in folder.glob(f"{architecture}-*"):
-                old.unlink()
-            command = [NVCC, "-O3", "-std=c++17", f"-arch={architecture}", "-cubin", "-Xptxas", "-v", "-DUSE_CUDA"]
-            command += ["-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{TORCH / 'include'}"]
-            command += [str(KERNELS / "selective_scan.cu"), "-o", str(cubin)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=500)
-            assert done.returncode == 0, done.stderr[-3000:]
-            log.with_suffix(".new").write_text(done.stderr)
-            os.rename(log.with_suffix(".new"), log)
-    return cubin, log.read_text()
-
-
-def resources(log: str) -> dict[tuple[str, str, int], dict[str, int]]:
-    """Registers and bytes of stack and spills, by kernel, input type and states held at once."""
-    found = {}
-    pattern = (
-        r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
-        r".*?Used (\d+) registers"
-    )
-    for mangled, stack, stores, loads, registers in re.findall(pattern, log, re.DOTALL):
-        name = re.search("scan_forward|scan_backward|gradient_ends|reduce_[a-z]+|join_segments", mangled)[0]
-        states = re.search(r"Li(\d+)E", mangled)
-        kind = re.search(name + "I(f|NS0_8BFloat16E|NS0_7Float16E|NS\\w*?BFloat16E|NS\\w*?Float16E)", mangled)
-        key = (name, kind[1] if kind else "", int(states[1]) if states else 0)
-        found[key] = {"stack": int(stack), "spills": int(stores) + int(loads), "registers": int(registers)}
+def cases(*architectures: str) -> list:
+    """(source, architecture), slow but for what `make test` samples."""
+    found = []
+    for source, architecture in [(s, a) for a in architectures for s in sources()]:
+        sampled = architecture == "sm_90" and getattr(table(source), "SAMPLED", True)
+        marks = () if sampled else (pytest.mark.slow,)
+        found.append(pytest.param(source, architecture, marks=marks, id=f"{source}-{architecture}"))
     return found
 
 
-ARCHITECTURES = ["sm_90", *(pytest.param(a, marks=pytest.mark.slow) for a in ("sm_80", "sm_100", "sm_120"))]
+def compile_or_skip(source: str, architecture: str, reads_code: bool = False):
+    if NVCC is None:
+        pytest.skip(f"no nvcc: {source}.cu is not compiled for {architecture}")
+    if reads_code and sass.find_tool() is None:
+        pytest.skip(f"no cuobjdump: the machine code of {source}.cu is not read")
+    return compiled(source, architecture)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_no_kernel_spills_and_registers_stay_below_their_ceilings(architecture):
-    found = resources(compiled(architecture)[1])
-    assert {(name, states) for name, _, states in found} == set(REGISTERS)
-    assert len(found) == 26
-    for (name, kind, states), used in found.items():
-        assert used["spills"] == 0 and used["stack"] == 0, (name, kind, states, used)
-        assert used["registers"] <= REGISTERS[name, states], (name, kind, states, used)
+def test_every_source_has_a_table():
+    assert "selective_scan" in sources()
+    for source in sources():
+        assert table(source).CEILINGS
 
 
-def disassembler() -> str | None:
-    triton = find_spec("triton")
-    bundled = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump" if triton else None
-    return str(bundled) if bundled and bundled.exists() else shutil.which("cuobjdump")
+@pytest.mark.parametrize("source, architecture", cases(*ARCHITECTURES))
+def test_no_kernel_spills_and_registers_stay_below_their_ceilings(source, architecture):
+    found = kernels(compile_or_skip(source, architecture)[1])
+    most = ceilings(source, architecture)
+    assert {(k.name, k.number) for k in found} == set(most)
+    assert len(found) == table(source).INSTANCES
+    spill = getattr(table(source), "SPILLS", ())
+    assert not [k for k in found if k.registers > most[k.name, k.number]]
+    assert not [k for k in found if (k.spills or k.stack) and k.name not in spill]
 
 
-@pytest.mark.skipif(disassembler() is None, reason="no cuobjdump to read the machine code with")
-def test_memory_is_read_and_written_in_wide_pieces():
-    done = subprocess.run(
-        [disassembler(), "--dump-sass", str(compiled("sm_90")[0])], capture_output=True, text=True, timeout=300
+@pytest.mark.parametrize("source, architecture", cases("sm_90"))
+def test_memory_is_read_and_written_in_wide_pieces(source, architecture):
+    cubin, log = compile_or_skip(source, architecture, reads_code=True)
+    code, limits = code_reader(cubin), table(source)
+    spill = getattr(limits, "SPILLS", ())
+    loads, stores = getattr(limits, "LOAD_BITS", {}), getattr(limits, "STORE_BITS", {})
+    found = kernels(log)
+    assert {*loads, *stores} <= {k.name for k in found}
+    for kernel in found:
+        function = code(kernel)
+        assert function.local_memory == 0 or kernel.name in spill, f"{kernel.label} uses local memory"
+        assert function.load_bits >= loads.get(kernel.name, 0), (
+            f"{kernel.label} reads {function.load_bits} bits at most"
+        )
+        assert function.store_bits >= stores.get(kernel.name, 0), f"{kernel.label} writes {function.store_bits} at most"
+
+
+@pytest.mark.parametrize("source, architecture", cases("sm_90"))
+def test_instructions_per_position_stay_below_their_ceilings(source, architecture):
+    cubin, log = compile_or_skip(source, architecture, reads_code=True)
+    code, found = code_reader(cubin), kernels(log)
+    for key, (positions, ceiling) in getattr(table(source), "INSTRUCTIONS", {}).items():
+        spent = code(counted(found, key)).instructions_per_position(positions)
+        assert spent <= ceiling, f"{key}: {spent:.1f} instructions per position"
+
+
+LISTING = """
+        Function : _ZN6vmamba4cuda4scanEv
+        /*0000*/                   MOV R1, c[0x0][0x28] ;          /* 0x1 */
+        /*0010*/              @!P0 LDG.E.128.CONSTANT R4, [R2.64] ; /* 0x1 */
+        /*0020*/                   MUFU.EX2 R3, R4 ;               /* 0x1 */
+        /*0030*/                   MUFU.EX2 R3, R4 ;               /* 0x1 */
+        /*0040*/               @P0 BRA 0x30 ;                      /* 0x1 */
+        /*0050*/                   STG.E.U16 [R2.64], R4 ;         /* 0x1 */
+        /*0060*/               @P1 BRA 0x10 ;                      /* 0x1 */
+        /*0070*/                   EXIT ;                          /* 0x1 */
+        /*0080*/                   BRA 0x80;                       /* 0x1 */
+        /*0090*/                   NOP;                            /* 0x1 */
+"""
+
+
+def test_machine_code_is_read_right():
+    (function,) = sass.parse(LISTING).values()
+    assert len(function.instructions) == 8 and function.instructions[1].predicate == "@!P0"
+    assert (function.load_bits, function.store_bits, function.local_memory) == (128, 16, 0)
+    assert function.loops("MUFU.EX2") == [(1, 6), (3, 4)]
+    assert function.instructions_per_position((4, 2)) == 4 / 4 + 2 / 2
+    with pytest.raises(ValueError, match="1 numbers for 2 loops with an exponential: 6 instructions from 0x10, 2"):
+        function.instructions_per_position((4,))
+    spilling = LISTING.replace("MUFU.EX2 R3, R4", "STL.64 [R1], R4")
+    (function,) = sass.parse(spilling).values()
+    assert function.local_memory == 2 and function.instructions_per_position((8,)) == 1
+
+
+@pytest.mark.parametrize(
+    "mangled, name, number, kind",
+    [
+        ("_ZN6vmamba4cuda13scan_backwardINS0_7Float16ELi2EEEvNS0_8BackwardE", "scan_backward", 2, "f16"),
+        ("_ZN6vmamba4cuda12scan_forwardINS0_8BFloat16ELi16ELb1EEEvNS0_7ForwardE", "scan_forward", 16, "bf16"),
+        ("_ZN6vmamba4cuda12scan_forwardIfLi1EEEvNS0_7ForwardE", "scan_forward", 1, "f32"),
+        ("_ZN6vmamba4cuda14reduce_weightsENS0_9ReductionE", "reduce_weights", 0, ""),
+        ("_Z4copyI13__nv_bfloat16Evi", "copy", 0, "bf16"),
+        ("_ZN6vmamba4cuda4ss2dILi1ENS0_8BFloat16EEEvNS0_9ReductionE", "ss2d", 1, "bf16"),
+    ],
+)
+def test_names_of_kernels_are_read_right(mangled, name, number, kind):
+    log = (
+        f"Compiling entry function '{mangled}' for 'sm_90'\n 8 bytes stack frame, 4 bytes spill stores, 12 bytes spill"
     )
-    assert done.returncode == 0, done.stderr
-    functions = re.split(r"Function : ", done.stdout)[1:]
-    scans = [f for f in functions if "scan_forward" in f.split()[0] or "scan_backward" in f.split()[0]]
-    assert len(scans) == 15
-    for code in scans:
-        name = code.split()[0]
-        assert not re.search(r"\b(LDL|STL)\b", code), f"{name} uses local memory"
-        for wide in (r"LDGSTS\.E\.BYPASS\.(LTC128B\.)?128", r"STG\.E\.128", r"LDS\.128"):
-            assert re.search(wide, code), f"{name} has no {wide}"
-        assert "SHFL" in code or "scan_forward" in name
+    (kernel,) = kernels(log + " loads\nptxas info    : Used 77 registers, used 1 barriers\n")
+    assert kernel == Kernel(mangled, name, number, kind, registers=77, stack=8, spills=16)

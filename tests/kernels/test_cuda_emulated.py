@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
 import shutil
 import struct
 import subprocess
@@ -18,41 +15,9 @@ from torch import Tensor
 
 from vmamba_kernels.selective_scan import reference
 
-ROOT = Path(__file__).resolve().parents[2]
-HARNESS = Path(__file__).parent / "cuda_emulation"
-KERNELS = ROOT / "kernels" / "csrc" / "cuda"
-FLAGS = {
-    "plain": ["-O1"],
-    "asan": ["-O1", "-g1", "-fsanitize=address,alignment", "-fno-sanitize-recover=alignment"],
-    "tsan": ["-O1", "-g1", "-fsanitize=thread"],
-    "tsan-planted": ["-O1", "-g1", "-fsanitize=thread", "-DVMAMBA_PLANTED_RACE"],
-}
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-# Relative error of the outputs and gradients that are written in the input's type.
-ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 5e-3, torch.float16: 7e-4}
+from .emulated_program import ROUNDING, TYPES, run_program
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the CUDA kernels with")
-
-
-def program(kind: str) -> Path:
-    """The compiled harness, built once for each state of its sources."""
-    sources = sorted([*HARNESS.glob("*"), *KERNELS.glob("*.h")])
-    digest = hashlib.sha256("".join(FLAGS[kind]).encode() + b"".join(p.read_bytes() for p in sources)).hexdigest()
-    folder = ROOT / "build" / "cuda_emulated"
-    folder.mkdir(parents=True, exist_ok=True)
-    built = folder / f"{kind}-{digest[:16]}"
-    with open(folder / f"{kind}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not built.exists():
-            for old in folder.glob(f"{kind}-????????????????"):
-                old.unlink()
-            command = ["g++", "-std=c++17", *FLAGS[kind], "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-            command += ["-Wno-parentheses", "-Wno-unused-variable", "-Wno-unused-but-set-variable"]
-            command += ["-DVMAMBA_EMULATED", f"-I{HARNESS}", f"-I{KERNELS}", str(HARNESS / "run_cases.cpp")]
-            done = subprocess.run([*command, "-o", f"{built}.new"], capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr[-3000:]
-            os.rename(f"{built}.new", built)
-    return built
 
 
 @dataclass
@@ -162,11 +127,7 @@ def run(kind: str, cases: list[Case], folder: Path) -> tuple[subprocess.Complete
         for seed, case in enumerate(cases):
             case.fill(seed)
             case.write(file)
-    options = {"TSAN_OPTIONS": "halt_on_error=0:exitcode=66", "ASAN_OPTIONS": "detect_leaks=0"}
-    command = [str(program(kind)), str(folder / "cases"), str(folder / "results")]
-    if kind.startswith("tsan") and shutil.which("setarch"):
-        command = ["setarch", "-R", *command]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **options}, timeout=300)
+    done = run_program(kind, "run_cases", folder / "cases", folder / "results")
     if done.returncode not in (0, 66):
         return done, []
     with open(folder / "results", "rb") as file:

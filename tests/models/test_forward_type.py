@@ -43,6 +43,8 @@ DOCS = Path(__file__).parents[2] / "docs" / "models.md"
         ("v05_nozact", ForwardType(gate_act=False)),
         ("v05_onnone_noz_oact", ForwardType(gate=False, out_norm="none", out_act=True)),
         ("V05_NOZ", ForwardType(gate=False)),
+        ("m0", ForwardType(ssd=True)),
+        ("m0_oact_noz", ForwardType(ssd=True, gate=False, out_act=True)),
     ],
 )
 def test_strings_mean_these_options(text: str, expected: ForwardType) -> None:
@@ -74,7 +76,7 @@ def test_suffixes_in_any_order(version: str, norm: str) -> None:
         ("v05_noz_noz", ["gate twice"]),
         ("xv1a", ["not supported", "experiment", "v05_noz"]),
         ("xv3a_ca_mul", ["not supported"]),
-        ("m0_noz", ["not in this release"]),
+        ("m0_nozz", ["Did you mean 'm0_noz'?"]),
         (5, ["ForwardType, got int"]),
     ],
 )
@@ -91,12 +93,14 @@ def test_an_instance_passes_and_is_checked() -> None:
     assert parse_forward_type(options) is options
     with pytest.raises(UserError, match="out_norm: 'cnrm' .*Did you mean 'cnorm'"):
         ForwardType(out_norm="cnrm")
+    with pytest.raises(UserError, match="scan_order: 'cascade2d' .* no state-space dual form"):
+        ForwardType(scan_order="cascade2d", ssd=True)
 
 
 def test_every_string_in_the_docs_is_accepted_and_none_is_missing() -> None:
     text = DOCS.read_text(encoding="utf-8")
     table = text.split("## forward_type")[1].split("\n## ")[0]
-    spelled = set(re.findall(r"`(v\d\w*)`", table))
+    spelled = set(re.findall(r"`(v\d\w*|m0\w*)`", table))
     for name in spelled:
         parse_forward_type(name)
     assert set(VERSIONS) <= spelled, set(VERSIONS) - spelled

@@ -16,9 +16,11 @@ from vmamba.models.forward_type import parse_forward_type
 from vmamba.models.vssm import VSSM, Backbone
 
 RECORDS = sorted((Path(__file__).parents[1] / "data" / "golden" / "vmamba").glob("*.npz"))
-assert len(RECORDS) == 34
+assert len(RECORDS) == 36
 
-record_of = pytest.mark.parametrize("path", RECORDS, ids=lambda p: p.stem)
+MAMBA2 = [path for path in RECORDS if "_m2_" in path.stem]
+record_of = pytest.mark.parametrize("path", [p for p in RECORDS if p not in MAMBA2], ids=lambda p: p.stem)
+mamba2_record_of = pytest.mark.parametrize("path", MAMBA2, ids=lambda p: p.stem)
 
 
 def read(path: Path, scan: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -86,8 +88,15 @@ def test_maps(path: Path, golden: ModuleType, scan: dict[str, Any]) -> None:
     check_maps(path, golden, scan, "cpu")
 
 
+@mamba2_record_of
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_mamba2(path: Path, golden: ModuleType, backend: str | None) -> None:
+    check_classifier(path, golden, dict(backend=backend), "cpu")
+    check_maps(path, golden, dict(backend=backend), "cpu")
+
+
 @pytest.mark.gpu
-@record_of
+@pytest.mark.parametrize("path", RECORDS, ids=lambda p: p.stem)
 def test_on_gpu(path: Path, golden: ModuleType, gpu: torch.device) -> None:
     check_classifier(path, golden, {}, gpu)
     check_maps(path, golden, {}, gpu)

@@ -40,6 +40,8 @@ OPTIONS = {
     "oncnorm": dict(forward_type="v05_oncnorm_noz"),
     "onsoftmax": dict(forward_type="v05_onsoftmax_noz"),
     "onsigmoid": dict(forward_type="v05_onsigmoid_noz"),
+    "m0": dict(forward_type="m0", ssm_init="v2", ssm_d_state=4),
+    "m0_noz_channel_last": dict(forward_type="m0_noz", ssm_init="v1", ssm_d_state=3, norm_layer="ln"),
     "activations": dict(ssm_act_layer="ReLU", mlp_act_layer="sigmoid", ssm_init="v1", ssm_dt_rank=3),
     "dropouts": dict(ssm_drop_rate=0.2, mlp_drop_rate=0.2, drop_rate=0.2, drop_path_rate=0.2),
 }
@@ -159,7 +161,7 @@ def test_half_weights_train() -> None:
     assert all(p.grad.dtype == torch.bfloat16 and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["published", "channel_last", "vanilla"])
+@pytest.mark.parametrize("name", ["published", "channel_last", "vanilla", "m0"])
 def test_channels_last_input_and_model(name: str) -> None:
     model = build(name).eval()
     x = torch.randn(2, 3, 48, 40)
@@ -246,7 +248,7 @@ def test_replicas_use_their_own_parameters() -> None:
     assert torch.equal(replica(model, 1.5)(x), scaled(x)) and not torch.equal(scaled(x), model(x))
 
 
-@pytest.mark.parametrize("name", ["published", "posembed", "vanilla"])
+@pytest.mark.parametrize("name", ["published", "posembed", "vanilla", "m0"])
 def test_meta_device_then_weights(name: str) -> None:
     model = build(name, device="meta")
     assert all(p.is_meta for p in model.parameters())
@@ -274,7 +276,7 @@ def test_dtype_and_device_reach_every_parameter() -> None:
     assert {p.dtype for p in backbone.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("name", ["published", "channel_last", "vanilla", "posembed", "down_v2"])
+@pytest.mark.parametrize("name", ["published", "channel_last", "vanilla", "posembed", "down_v2", "m0"])
 def test_export_with_dynamic_height_and_width(name: str) -> None:
     model = build(name, drop_path_rate=0.0).eval()
     sides = {2: torch.export.Dim("height", min=32, max=4096), 3: torch.export.Dim("width", min=32, max=4096)}
@@ -285,7 +287,7 @@ def test_export_with_dynamic_height_and_width(name: str) -> None:
             assert torch.allclose(exported(x), model(x), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["published", "gate"])
+@pytest.mark.parametrize("name", ["published", "gate", "m0"])
 def test_compile_as_one_graph_with_dynamic_sizes(name: str) -> None:
     torch._dynamo.reset()
     model = build(name, depths=(1,)).eval()

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 
 from .forward_type import ForwardType, parse_forward_type
 from .ss2d import SS2D
+from .ss2d_mamba2 import SS2DMamba2
 from .vssm import VSSM, Backbone
 from .vssm_keys import rename_published_keys, resize_pos_embed
 from .vssm_variants import (
@@ -13,19 +14,23 @@ from .vssm_variants import (
     vanilla_vmamba_base,
     vanilla_vmamba_small,
     vanilla_vmamba_tiny,
+    vmamba_base_m2,
     vmamba_base_s1l20,
     vmamba_base_s2l15,
+    vmamba_small_m2,
     vmamba_small_s1l20,
     vmamba_small_s2l15,
     vmamba_tiny_0220,
     vmamba_tiny_0229,
     vmamba_tiny_0229flex,
+    vmamba_tiny_m2,
     vmamba_tiny_s1l8,
     vmamba_tiny_s2l5,
 )
 
 __all__ = [
     "SS2D",
+    "SS2DMamba2",
     "VSSM",
     "Backbone",
     "ForwardType",
@@ -36,13 +41,16 @@ __all__ = [
     "vanilla_vmamba_base",
     "vanilla_vmamba_small",
     "vanilla_vmamba_tiny",
+    "vmamba_base_m2",
     "vmamba_base_s1l20",
     "vmamba_base_s2l15",
+    "vmamba_small_m2",
     "vmamba_small_s1l20",
     "vmamba_small_s2l15",
     "vmamba_tiny_0220",
     "vmamba_tiny_0229",
     "vmamba_tiny_0229flex",
+    "vmamba_tiny_m2",
     "vmamba_tiny_s1l8",
     "vmamba_tiny_s2l5",
 ]

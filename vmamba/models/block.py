@@ -10,15 +10,17 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .forward_type import ForwardType
+from .forward_type import ForwardType, parse_forward_type
 from .layers import LayerNorm, Mlp
 from .ss2d import SS2D
+from .ss2d_mamba2 import SS2DMamba2
 
 
 class VSSBlock(nn.Module):
     """x + DropPath(op(norm(x))), then x + DropPath(mlp(norm2(x))); with `post_norm` the norms follow op and mlp.
 
-    ssm_ratio 0 removes the first branch and its parameters, mlp_ratio 0 the second.
+    ssm_ratio 0 removes the first branch and its parameters, mlp_ratio 0 the second. Where the mixer is SS2D, the
+    forward_type "m0" takes SS2DMamba2 instead.
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class VSSBlock(nn.Module):
         self.post_norm = post_norm
         if self.ssm_branch:
             self.norm = norm_layer(hidden_dim, **dd)
-            self.op = _SS2D(
+            options = parse_forward_type(forward_type)
+            mixer = SS2DMamba2 if options.ssd and _SS2D is SS2D else _SS2D
+            self.op = mixer(
                 d_model=hidden_dim,
                 d_state=ssm_d_state,
                 ssm_ratio=ssm_ratio,

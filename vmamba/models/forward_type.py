@@ -24,6 +24,8 @@ class ForwardType:
     flip_back: in "cascade2d", put the reversed sequences back in order before the sum. The published models do not.
     backend: of `vmamba_kernels.ss2d` and `selective_scan`; None chooses by device.
     fused: scan by the one operator ss2d where it has a kernel; the plain operators give the same numbers, slower.
+    ssd: the state-space dual scan of mamba2, one decay for a head of channels, in place of the selective scan. The
+        token mixer is then SS2DMamba2, and `backend` one of `vmamba_kernels.ssd`.
     """
 
     scan_order: str = "cross2d"
@@ -35,12 +37,15 @@ class ForwardType:
     flip_back: bool = False
     backend: str | None = None
     fused: bool = True
+    ssd: bool = False
 
     def __post_init__(self) -> None:
         if self.out_norm not in OUT_NORMS:
             raise UserError(
                 f"out_norm: {self.out_norm!r} is not one of {', '.join(OUT_NORMS)}.{closest(self.out_norm, OUT_NORMS)}"
             )
+        if self.ssd and self.scan_order == "cascade2d":
+            raise UserError("scan_order: 'cascade2d' is two selective scans in turn and has no state-space dual form")
 
 
 _CROSS = ForwardType()
@@ -68,6 +73,7 @@ VERSIONS: dict[str, ForwardType] = {
     "v31d": _UNI,
     "v32d": _BI,
     "v32dc": _CASCADE,
+    "m0": ForwardType(ssd=True),
 }
 
 SUFFIXES: dict[str, dict[str, object]] = {
@@ -89,7 +95,7 @@ def parse_forward_type(text: str | ForwardType) -> ForwardType:
     """The options that a published string stands for; a ForwardType is returned as it is.
 
     UserError for an unknown version or suffix (with the known ones and the nearest), for suffixes that contradict one
-    another, for "xv..." (never worked at the published head, no weights use it) and, until it is built, for "m0".
+    another, and for "xv..." (never worked at the published head, no weights use it).
     """
     if isinstance(text, ForwardType):
         return text
@@ -101,8 +107,6 @@ def parse_forward_type(text: str | ForwardType) -> ForwardType:
             f"forward_type: {text!r} is not supported: xv was an experiment that fails in the published code and no "
             "published weights use it; the published design is 'v05_noz'"
         )
-    if version == "m0":
-        raise UserError(f"forward_type: {text!r}, the mamba2 mixer, is not in this release; use 'v05_noz'")
     unknown = [s for s in suffixes if s not in SUFFIXES]
     if version not in VERSIONS or unknown:
         raise UserError(f"forward_type: unknown {text!r}.{_nearest(version, suffixes)} {_KNOWN}")

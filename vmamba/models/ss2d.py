@@ -54,6 +54,9 @@ class SS2D(nn.Module):
     and is added.
     """
 
+    ssd = False
+    initialisations: tuple[str, ...] = INITIALISATIONS
+
     def __init__(
         self,
         d_model: int = 96,
@@ -80,7 +83,12 @@ class SS2D(nn.Module):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.options = parse_forward_type(forward_type)
-        self.initialize = find("ssm_init", initialize, INITIALISATIONS)
+        if self.options.ssd != self.ssd:
+            raise UserError(
+                f"forward_type: {forward_type!r} is not for {type(self).__name__}; SS2D takes the versions 'v...', "
+                "SS2DMamba2 takes 'm0'"
+            )
+        self.initialize = find("ssm_init", initialize, self.initialisations)
         self.dt_init = (dt_min, dt_max, find("dt_init", dt_init, ("random", "constant")), dt_scale, dt_init_floor)
         self.channel_first = channel_first
         self.d_inner = inner = int(ssm_ratio * d_model)
@@ -94,22 +102,32 @@ class SS2D(nn.Module):
         self.out_norm = self._make_out_norm(**dd)
         self.out_act = nn.GELU() if self.options.out_act else nn.Identity()
         self.x_proj_weight = nn.Parameter(torch.empty(groups, rank + 2 * d_state, inner, **dd))
-        self.A_logs = nn.Parameter(torch.empty(groups * inner, d_state, **dd))
-        self.Ds = nn.Parameter(torch.empty(groups * inner, **dd))
-        self.dt_projs_weight = nn.Parameter(torch.empty(groups, inner, rank, **dd))
-        self.dt_projs_bias = nn.Parameter(torch.empty(groups, inner, **dd))
+        self._make_scan_parameters(**dd)
         for parameter in (self.A_logs, self.Ds):
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
         self.in_proj = nn.Linear(d_model, 2 * inner if self.options.gate else inner, bias=bias, **dd)
         self.act = act_layer()
-        self.conv2d = (
-            nn.Conv2d(inner, inner, d_conv, padding=(d_conv - 1) // 2, groups=inner, bias=conv_bias, **dd)
-            if d_conv > 1
-            else None
-        )
+        self.conv2d = self._make_convolution(d_conv, conv_bias, **dd) if d_conv > 1 else None
         self.out_proj = nn.Linear(inner, d_model, bias=bias, **dd)
         self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
         self.reset_parameters()
+
+    def _make_scan_parameters(self, **dd: Any) -> None:
+        """Parameters of the recurrence, to be drawn by `reset_parameters`."""
+        groups, inner = self.k_group, self.d_inner
+        self.A_logs = nn.Parameter(torch.empty(groups * inner, self.d_state, **dd))
+        self.Ds = nn.Parameter(torch.empty(groups * inner, **dd))
+        self.dt_projs_weight = nn.Parameter(torch.empty(groups, inner, self.dt_rank, **dd))
+        self.dt_projs_bias = nn.Parameter(torch.empty(groups, inner, **dd))
+
+    def _make_convolution(self, kernel: int, bias: bool, **dd: Any) -> nn.Module:
+        """The depthwise convolution, on [B, I, H, W]."""
+        inner = self.d_inner
+        return nn.Conv2d(inner, inner, kernel, padding=(kernel - 1) // 2, groups=inner, bias=bias, **dd)
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        """[B, H, W, I] after the depthwise convolution, if there is one."""
+        return x if self.conv2d is None else self.conv2d(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def _make_out_norm(self, **dd: Any) -> nn.Module:
         """The norm after the merge, on [B, H, W, I]; its keys are the published ones."""
@@ -167,9 +185,7 @@ class SS2D(nn.Module):
         if self.options.gate:
             x, z = x.chunk(2, dim=-1)
             z = self.act(z) if self.options.gate_act else z
-        if self.conv2d is not None:
-            x = self.conv2d(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        x = self.act(x)
+        x = self.act(self._convolved(x))
         y = self._cascade(x) if self.options.scan_order == "cascade2d" else self._scan(x, self.options.scan_order)
         y = self._normed(y, x.dtype)
         y = y if z is None else y * z

@@ -35,6 +35,17 @@ _VMAMBA = dict(
 )
 _S2 = dict(_VMAMBA, ssm_ratio=2.0)
 _S1 = dict(_VMAMBA, ssm_ratio=1.0)
+_MAMBA2 = dict(
+    ssm_d_state=64,
+    ssm_ratio=1.0,
+    ssm_act_layer="gelu",
+    ssm_conv_bias=False,
+    ssm_init="v2",
+    forward_type="m0_noz",
+    mlp_ratio=4.0,
+    downsample_version="v3",
+    patchembed_version="v2",
+)
 
 VARIANTS = (
     "vanilla_vmamba_tiny",
@@ -49,6 +60,9 @@ VARIANTS = (
     "vmamba_tiny_0220",
     "vmamba_tiny_0229",
     "vmamba_tiny_0229flex",
+    "vmamba_tiny_m2",
+    "vmamba_small_m2",
+    "vmamba_base_m2",
 )
 
 
@@ -185,3 +199,24 @@ def vmamba_tiny_0229flex(pretrained: bool = False, channel_first: bool = False, 
     """VMamba-T(0229flex) of the first README, the network of 0229 in another training, 28.8 M parameters."""
     published = dict(_S2, dims=96, depths=(2, 2, 4, 2), drop_path_rate=0.2)
     return _create("vmamba_tiny_0229flex", pretrained, channel_first, published, **kwargs)
+
+
+@register_model
+def vmamba_tiny_m2(pretrained: bool = False, channel_first: bool = False, **kwargs: Any) -> VSSM:
+    """VMamba-T with the state-space dual scan of mamba2, 25.3 M parameters; no weights were published."""
+    published = dict(_MAMBA2, dims=96, depths=(2, 2, 4, 2), drop_path_rate=0.2)
+    return _create("vmamba_tiny_m2", pretrained, channel_first, published, **kwargs)
+
+
+@register_model
+def vmamba_small_m2(pretrained: bool = False, channel_first: bool = False, **kwargs: Any) -> VSSM:
+    """VMamba-S with the state-space dual scan of mamba2, 39.1 M parameters; no weights were published."""
+    published = dict(_MAMBA2, dims=96, depths=(2, 2, 12, 2), drop_path_rate=0.3)
+    return _create("vmamba_small_m2", pretrained, channel_first, published, **kwargs)
+
+
+@register_model
+def vmamba_base_m2(pretrained: bool = False, channel_first: bool = False, **kwargs: Any) -> VSSM:
+    """VMamba-B with the state-space dual scan of mamba2, 67.5 M parameters; no weights were published."""
+    published = dict(_MAMBA2, dims=128, depths=(2, 2, 12, 2), drop_path_rate=0.3)
+    return _create("vmamba_base_m2", pretrained, channel_first, published, **kwargs)

@@ -58,8 +58,17 @@ __device__ __forceinline__ void scan8(const float* B, const float* C, int pitch,
   }
 }
 
+// Blocks of a multiprocessor: 4 leave a thread 128 registers, which spill from compute capability 10 on where there are
+// several states.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kManyStatesBlocks = 3;
+#else
+constexpr int kManyStatesBlocks = 4;
+#endif
+
 template <typename T, int kStates>
-__global__ void __launch_bounds__(kMostThreads, 4) scan_forward(const __grid_constant__ Forward f) {
+__global__ void __launch_bounds__(kMostThreads, kStates == 1 ? 4 : kManyStatesBlocks)
+    scan_forward(const __grid_constant__ Forward f) {
   using Memory = ForwardMemory<T, kStates>;
   using Input = typename Memory::Input;
   using Projections = typename Memory::Projections;

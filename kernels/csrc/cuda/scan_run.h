@@ -1,43 +1,17 @@
 // How a selective scan is cut into thread blocks, and the kernels that make up its forward and its backward pass.
 #pragma once
 
+#include "launch.h"
 #include "reductions.h"
 #include "scan_backward.h"
 #include "scan_forward.h"
 #include "segments.h"
-
-#ifndef VMAMBA_EMULATED
-#include <stdexcept>
-#include <string>
-#endif
 
 namespace vmamba::cuda {
 
 constexpr int kForwardStates = 16;  // most states that the forward keeps in registers
 constexpr int kBackwardStates = 2;  // states that the backward takes at once, unless there is only one
 constexpr int kBusyThreads = 384;   // of a multiprocessor, from which on time need not be cut
-
-inline i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
-
-#ifndef VMAMBA_EMULATED
-struct Queue {
-  cudaStream_t stream = nullptr;
-  int processors = 1;
-};
-
-inline void check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
-}
-
-template <typename Args>
-void launch(void (*kernel)(Args), dim3 grid, int threads, int shared_bytes, const Args& args, const Queue& queue) {
-  if (shared_bytes > 48 * 1024)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
-          "selective_scan: B and C of so many states do not fit into the shared memory of this GPU");
-  kernel<<<grid, threads, shared_bytes, queue.stream>>>(args);
-  check(cudaGetLastError(), "selective_scan: launch");
-}
-#endif
 
 // Chooses the threads of a block so that few lanes idle, and cuts time when batch and channels leave the GPU idle.
 inline void plan(Scan& p, int processors, int wanted_segments = 0) {

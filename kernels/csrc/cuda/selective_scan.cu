@@ -11,7 +11,7 @@
 #include <tuple>
 #include <vector>
 
-#include "scan_run.h"
+#include "scan_entry_definitions.h"
 
 namespace vmamba::cuda {
 namespace {

@@ -2,9 +2,11 @@
 //
 // A case is 64-bit integers (struct Sizes), then its tensors as {bytes, offset, data}; see `write_case` in
 // test_cuda_emulated.py. Every tensor gets memory of its exact size, so that AddressSanitizer sees what lies outside.
+#include "case_files.h"
 #include "scan_run.h"
 
 using namespace vmamba::cuda;
+using namespace vmamba::emulation;
 
 namespace {
 
@@ -12,41 +14,6 @@ struct Sizes {
   i64 type, batch, groups, group_channels, delta_channels, states, length, softplus, out_f32, dout_f32, segments;
   i64 u[3], delta[3], dout[3], B[4], C[4];  // strides in elements
 };
-
-std::FILE* input;
-std::FILE* output;
-
-void read(void* to, std::size_t bytes) {
-  if (std::fread(to, 1, bytes, input) != bytes) vmamba::emulation::fail("the file of cases ends early");
-}
-
-struct Memory {
-  std::unique_ptr<char, void (*)(void*)> block{nullptr, std::free};
-  i64 bytes = 0;
-  char* data = nullptr;
-
-  Memory() = default;
-  explicit Memory(i64 size, i64 offset = 0) : bytes(size) {
-    // No rounding up: what lies behind the last byte does not exist.
-    void* memory = nullptr;
-    if (posix_memalign(&memory, 16, std::size_t(size + offset + (size + offset == 0))) != 0) std::abort();
-    block.reset(static_cast<char*>(memory));
-    data = block.get() + offset;
-    std::memset(block.get(), 0xff, std::size_t(size + offset));
-  }
-  float* floats() const { return reinterpret_cast<float*>(data); }
-};
-
-Memory read_tensor() {
-  i64 head[2];
-  read(head, sizeof head);
-  if (head[0] < 0) return Memory();
-  Memory memory(head[0], head[1]);
-  read(memory.data, std::size_t(head[0]));
-  return memory;
-}
-
-void write(const Memory& memory) { std::fwrite(memory.data, 1, std::size_t(memory.bytes), output); }
 
 Sequence sequence(const Memory& memory, const i64 (&strides)[3], int element) {
   Sequence s{memory.data, strides[0] * element, strides[1] * element, strides[2] * element, 0, false};
@@ -140,12 +107,4 @@ bool run_case() {
 
 }  // namespace
 
-int main(int count, char** arguments) {
-  if (count != 3) vmamba::emulation::fail("usage: run_cases CASES RESULTS");
-  input = std::fopen(arguments[1], "rb");
-  output = std::fopen(arguments[2], "wb");
-  if (input == nullptr || output == nullptr) vmamba::emulation::fail("cannot open the files");
-  while (run_case()) {
-  }
-  std::fclose(output);
-}
+int main(int count, char** arguments) { vmamba::emulation::run_files(count, arguments, run_case); }

@@ -1,0 +1,112 @@
+"""The pooled scan by a compiled library, which implements `vmamba::_pooled_scan` for the device it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import native
+from ..selective_scan.layout import chunk_length, empty_sequence
+from .tokens import Tokens, is_channel_last
+
+_TENSORS = "Tensor u_full, Tensor u_pooled, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias"
+_OPTIONS = "int outer, int pool1, int inner, int pool2, int reverse, bool delta_softplus, bool average, int chunk"
+_library = torch.library.Library("vmamba", "FRAGMENT")
+_library.define(f"_pooled_scan({_TENSORS}, {_OPTIONS}, ScalarType out_dtype, bool save_states) -> (Tensor, Tensor)")
+_library.define(
+    f"_pooled_scan_backward(Tensor dy, {_TENSORS}, Tensor states, {_OPTIONS})"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def _serves(name: str, dispatch_key: str) -> bool:
+    loaded = native.load(name).loaded
+    return loaded and torch._C._dispatch_has_kernel_for_dispatch_key("vmamba::_pooled_scan", dispatch_key)
+
+
+# Asked for once: torch.compile does not look into the dispatcher.
+_SERVED = {"cpu": _serves("cpu", "CPU"), "cuda": _serves("cuda", "CUDA")}
+
+
+def missing(name: str) -> str:
+    """Why the library does not bring the pooled scan, "" if it does."""
+    reason = native.load(name).reason
+    if reason or _SERVED[name]:
+        return reason
+    return f"libvmamba_{name}.so was built without it; {native.REMEDIES[name]}"
+
+
+def mask(reverse: Sequence[bool]) -> int:
+    """The reversed groups as the bits of a number."""
+    return sum(1 << group for group, back in enumerate(reverse) if back)
+
+
+def lined_up(u_full: Tensor) -> Tensor:
+    """u_full [B, K, D, L] with the channels or the tokens side by side: itself, or a copy."""
+    return u_full if is_channel_last(u_full) or u_full.stride(3) == 1 else u_full.contiguous()
+
+
+def lined_up_as(dy: Tensor, u_full: Tensor) -> Tensor:
+    """dy [B, D, L] in the layout of u_full: itself, or a copy."""
+    axis = 1 if is_channel_last(u_full) else 2
+    return dy if dy.stride(axis) == 1 else dy.transpose(axis, 2).contiguous().transpose(axis, 2)
+
+
+def _channels_dense(x: Tensor) -> Tensor:
+    """x [B, C, P] with the channels side by side, as the CUDA kernels walk it: itself, or a copy."""
+    return x if not x.is_cuda or x.stride(1) == 1 else x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _as_stored(gradient: Tensor, like: Tensor) -> Tensor:
+    """The gradient of a pooled tensor in that tensor's layout."""
+    expected = empty_sequence(like, like.dtype)
+    return gradient if gradient.stride() == expected.stride() else expected.copy_(gradient)
+
+
+def forward(
+    u_full: Tensor,
+    u_pooled: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    tokens: Tokens,
+    reverse: Sequence[bool],
+    delta_softplus: bool,
+    average: bool,
+    out_dtype: torch.dtype,
+    save_states: bool,
+) -> tuple[Tensor, Tensor]:
+    """As `reference.forward`."""
+    chunk = chunk_length(A.shape[1], u_full.device.type)
+    options = (*tokens, mask(reverse), delta_softplus, average, chunk, out_dtype, save_states)
+    inputs = (lined_up(u_full), _channels_dense(u_pooled), _channels_dense(delta), A, B, C, D, delta_bias)
+    return torch.ops.vmamba._pooled_scan(*inputs, *options)
+
+
+def backward(
+    dy: Tensor,
+    u_full: Tensor,
+    u_pooled: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    states: Tensor,
+    tokens: Tokens,
+    reverse: Sequence[bool],
+    delta_softplus: bool,
+    average: bool,
+) -> tuple[Tensor, ...]:
+    """As `reference.backward`."""
+    options = (*tokens, mask(reverse), delta_softplus, average, chunk_length(A.shape[1], u_full.device.type))
+    dense = (_channels_dense(u_pooled), _channels_dense(delta))
+    inputs = (lined_up_as(dy, u_full), lined_up(u_full), *dense, A, B, C, D, delta_bias, states)
+    du_full, du, ddelta, *rest = torch.ops.vmamba._pooled_scan_backward(*inputs, *options)
+    return du_full, _as_stored(du, u_pooled), _as_stored(ddelta, delta), *rest

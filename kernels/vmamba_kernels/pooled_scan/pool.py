@@ -1,0 +1,34 @@
+"""Pooling of the tokens of an image into the steps of a pooled scan: plain PyTorch, exact, one pass over the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .tokens import token_axes
+
+
+def pool_tokens(
+    u: Tensor, grid: Sequence[int], pooled_axes: int | Sequence[int] = -1, *, reduce: str = "mean", scale: float = 1.0
+) -> Tensor:
+    """The pooled sequence [..., P] of u [..., L]: mean or max over the pooled axes of the grid, times `scale`.
+
+    Args:
+        u: [..., L], any floating type and strides; half types are summed in float32 and rounded once.
+        grid, pooled_axes: as for `pooled_scan`.
+        reduce: "mean" or "max"; the gradient of equal maxima is shared among them.
+        scale: factor of the result (FastVim's `scaling_factor`).
+
+    Raises:
+        ValueError: a grid that is not u's, or an unknown `reduce`.
+
+    Source: Kapse et al., "Fast Vision Mamba", 2025, section 3 (arXiv 2502.00594).
+    """
+    if reduce not in ("mean", "max"):
+        raise ValueError(f"reduce: expected 'mean' or 'max', got {reduce!r}")
+    tokens = token_axes(u.shape[-1], None, grid, pooled_axes)
+    seen = u.unflatten(-1, tokens)
+    steps = seen.mean((-3, -1)) if reduce == "mean" else torch.amax(seen, (-3, -1))
+    return (steps if scale == 1.0 else steps * scale).flatten(-2)

@@ -1,0 +1,123 @@
+"""The registered ops vmamba::ssd and vmamba::ssd_backward: schemas, fake kernels, autograd, vmap, choice of a backend.
+
+An op names its backend, "" meaning the one that serves the tensors; nothing but the inputs is saved for the backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backends import Backend, choose, register
+from ..selective_scan.batching import vmap_rule
+from ..triton_support import triton_backend
+
+_INPUTS = (
+    "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? dt_bias, Tensor? initial_states, "
+    "bool dt_softplus, float dt_min, float dt_max"
+)
+_EIGHT = ", ".join(["Tensor"] * 8)
+# The axis of the heads, or of the groups, which a mapped dimension joins: more groups of heads of the same scan.
+_AXES = {"x": 2, "dt": 2, "A": 0, "B": 2, "C": 2, "D": 0, "dt_bias": 0, "initial_states": 1}
+_library = torch.library.Library("vmamba", "FRAGMENT")
+
+
+def backend_for(dtype: torch.dtype, device: str) -> str:
+    """The name of the backend for tensors of that type and device; float64 is for plain PyTorch."""
+    return "chunked" if dtype is torch.float64 else choose("ssd", device)[0].name
+
+
+def _implementation(x: Tensor, backend: str, direction: str) -> Callable[..., Any]:
+    """forward or backward of a backend, whose module is imported when it first runs."""
+    module = import_module(f"{__package__}.{backend or backend_for(x.dtype, x.device.type)}")
+    return getattr(module, direction)
+
+
+def _forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    *others, backend = arguments
+    return _implementation(x, backend, "forward")(x, *others)
+
+
+def _backward(dy: Tensor, dlast: Tensor | None, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    *others, backend = arguments
+    return _implementation(x, backend, "backward")(dy, dlast, x, *others)
+
+
+def _forward_fake(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    batch, _, heads, width = x.shape
+    out_dtype = arguments[-3]
+    return x.new_empty(x.shape, dtype=out_dtype), A.new_empty(batch, heads, width, B.shape[3])
+
+
+def _backward_fake(
+    dy: Tensor,
+    dlast: Tensor | None,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_states: Tensor | None,
+    *arguments: Any,
+) -> tuple[Tensor, ...]:
+    inputs = [t.new_empty(t.shape) for t in (x, dt, A, B, C)]
+    return (*inputs, *(A.new_empty(0 if t is None else t.shape) for t in (D, dt_bias, initial_states)))
+
+
+def _define(name: str, schema: str, kernel: Any, fake: Any) -> torch._ops.OpOverload:
+    _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"vmamba::{name}", fake, lib=_library)
+    return getattr(torch.ops.vmamba, name).default
+
+
+forward = _define(
+    "ssd", f"({_INPUTS}, ScalarType out_dtype, int chunk, str backend) -> (Tensor, Tensor)", _forward, _forward_fake
+)
+backward = _define(
+    "ssd_backward",
+    f"(Tensor dy, Tensor? dlast, {_INPUTS}, int chunk, str backend) -> ({_EIGHT})",
+    _backward,
+    _backward_fake,
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:8])
+    ctx.flags = (*inputs[8:11], *inputs[12:])
+    ctx.set_materialize_grads(False)
+
+
+def _run_backward(ctx: Any, dy: Tensor | None, dlast: Tensor | None) -> tuple[Any, ...]:
+    inputs = ctx.saved_tensors
+    if dy is None and dlast is None:
+        return (None,) * 14
+    if dy is None:
+        dy = torch.zeros_like(inputs[0])
+    grads = backward(dy, dlast, *inputs, *ctx.flags)
+    given = (None if tensor is None else grad for tensor, grad in zip(inputs, grads, strict=True))
+    return (*given, None, None, None, None, None, None)
+
+
+def _refuse_second(ctx: Any, *grads: Tensor | None) -> None:
+    raise RuntimeError("ssd: second derivatives are not implemented")
+
+
+torch.library.register_autograd("vmamba::ssd", _run_backward, setup_context=_setup_context, lib=_library)
+torch.library.register_autograd("vmamba::ssd_backward", _refuse_second, lib=_library)
+torch.library.register_vmap("vmamba::ssd", vmap_rule(forward, _AXES, (2, 1)), lib=_library)
+torch.library.register_vmap(
+    "vmamba::ssd_backward",
+    vmap_rule(backward, {"dy": 2, "dlast": 1, **_AXES}, tuple(_AXES.values())),
+    lib=_library,
+)
+
+register(triton_backend("ssd"))
+register(Backend("ssd", "chunked"))
+register(Backend("ssd", "reference"))
