@@ -157,7 +157,6 @@ def gradients_tile(
     for n in range(N):
         h = tl.load(enter + n * enter_step, mask=inside, other=0.0)
         g_after = tl.load(carry + n * carry_step, mask=inside, other=0.0)
-        dA_n = tl.load(dA + n, mask=inside & started, other=0.0)
         b = tl.load(B + n * B_step, mask=live, other=0.0).to(tl.float32)[:, None]
         c = tl.load(C + (C_start + n * C_step), mask=live, other=0.0).to(tl.float32)[:, None]
         decay, a = decays(delta, A + n, live, inside)
@@ -173,5 +172,6 @@ def gradients_tile(
         tl.store(dB + n * dB_step, tl.sum(g * (delta * u), 1), mask=live)
         tl.debug_barrier()
         tl.store(carry + n * carry_step, row_of(pulled, 0), mask=inside)
-        tl.store(dA + n, dA_n + tl.sum(of_decay * delta, 0), mask=inside)
+        so_far = tl.load(dA + n, mask=inside & started, other=0.0)
+        tl.store(dA + n, so_far + tl.sum(of_decay * delta, 0), mask=inside)
     return through_B, through_A

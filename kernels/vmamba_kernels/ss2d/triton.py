@@ -13,7 +13,7 @@ from torch import Tensor
 from triton import cdiv
 
 from ..cross_scan.orders import order_map
-from ..selective_scan.triton_chunks import join
+from ..selective_scan.triton_chunks import block_of, join
 from .layout import chunk_length, empty_image, positions_last, sizes, stored_states
 from .triton_backward import gradients_kernel, pull_kernel
 from .triton_dt import project_back_kernel, project_kernel
@@ -36,9 +36,7 @@ class _Blocks(NamedTuple):
 
 
 def _blocks(L: int, C: int, N: int) -> _Blocks:
-    """A warp for each 32 channels, and the widest block that adds no empty ones."""
-    chunk = chunk_length(N)
-    BC = next(width for width in (128, 64, 32) if -C % width == -C % 32)
+    chunk, BC = chunk_length(N), block_of(C)
     return _Blocks(chunk, cdiv(L, chunk), cdiv(C, BC), BC)
 
 

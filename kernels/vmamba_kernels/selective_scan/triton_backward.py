@@ -1,0 +1,160 @@
+"""The backward kernels of the selective scan in Triton: a program has one chunk of one group and a block of channels.
+
+Names as in `triton_forward.py`. Every sum over programs goes through a buffer with a place for each of them.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .triton_forward import NOT_SPECIALIZED, program_of, sequence_at, step_sizes
+from .triton_tile import copy_state, gradients_tile, pull_tile, scan_tile, softplus_slope
+
+NOT_SPECIALIZED = [name for name in NOT_SPECIALIZED if not name.startswith("y_")]
+NOT_SPECIALIZED += "dy_batch dy_channel dy_step".split()
+RESULTS = (
+    "du_batch du_channel du_step ddelta_batch ddelta_channel ddelta_step d_block "
+    "dB_batch dB_group dB_state dB_step dC_batch dC_group dC_state dC_step"
+).split()
+PULL = [name for name in NOT_SPECIALIZED if name[:2] not in ("u_", "B_")]
+
+
+@triton.jit(do_not_specialize=PULL)
+def pull_kernel(
+    delta, A, C, delta_bias, dy, pulled, total, L, N, K, width, shared, chunk,
+    delta_batch, delta_channel, delta_step, C_batch, C_group, C_state, C_step, dy_batch, dy_channel, dy_step,
+    HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, T: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """The gradient that every chunk but the first hands to the states before it when none reaches it from behind.
+
+    pulled [B, chunks - 1, N, KC], and the sums of delta over the chunks, total [B, chunks, KC].
+    """
+    chunks = tl.cdiv(L, chunk)
+    group, batch, before = program_of(K, chunks - 1)
+    j = before + 1
+    inside = tl.program_id(1) * BC + tl.arange(0, BC) < width
+    KC = K.to(tl.int64) * width
+    channel = group * width + tl.program_id(1) * BC + tl.arange(0, BC)
+    bias = tl.zeros([BC], tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(delta_bias + channel // shared, mask=inside, other=0.0)
+    kept = pulled + (batch * (chunks - 1) + before) * N * KC + channel
+    copy_state(kept, kept, False, inside, KC, KC, N)
+    sums = tl.zeros([BC], tl.float32)
+    C += batch * C_batch + group * C_group
+    tiles = tl.cdiv(tl.minimum(chunk, L - j * chunk), T)
+    for i in range(tiles):
+        first = j * chunk + (tiles - 1 - i) * T
+        step = first + tl.arange(0, T)
+        live = step < L
+        mask = live[:, None] & inside[None, :]
+        tl.debug_barrier()  # the gradient that the tile behind left is in place
+        places = sequence_at(delta, batch, first, channel // shared, delta_batch, delta_channel, delta_step, T)
+        sizes, _ = step_sizes(places, bias, mask, SOFTPLUS)
+        places = sequence_at(dy, batch, first, channel, dy_batch, dy_channel, dy_step, T)
+        dy_tile = tl.load(places, mask=mask, other=0.0).to(tl.float32)
+        row = C + step.to(tl.int64) * C_step
+        pull_tile(sizes, dy_tile, live, inside, A + channel * N, row, C_state, kept, KC, N)
+        sums += tl.sum(sizes, 0)
+    tl.store(total + (batch * chunks + j) * KC + channel, sums, mask=inside)
+
+
+@triton.jit(do_not_specialize=[*NOT_SPECIALIZED, *RESULTS])
+def gradients_kernel(
+    u, delta, A, B, C, D, delta_bias, states, dy, dlast, pulled, entered, carry,
+    du, ddelta, dA, dB, dC, dD, dbias, L, N, K, width, shared, chunk,
+    u_batch, u_channel, u_step, delta_batch, delta_channel, delta_step,
+    B_batch, B_group, B_state, B_step, C_batch, C_group, C_state, C_step, dy_batch, dy_channel, dy_step,
+    du_batch, du_channel, du_step, ddelta_batch, ddelta_channel, ddelta_step, d_block,
+    dB_batch, dB_group, dB_state, dB_step, dC_batch, dC_group, dC_state, dC_step,
+    HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LAST: tl.constexpr, SOFTPLUS: tl.constexpr,
+    T: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """All gradients: du; ddelta for each channel of u; dB and dC, a sum for each block of channels; and of the weights
+    a sum for each chunk, [B * chunks, *the weight], of delta_bias for each channel of u.
+
+    entered [B * chunks, chunk / T, N, KC] and carry [B * chunks, N, KC] are scratch: the states before each tile, and
+    the gradient of the state on its way back, which is dlast [B, KC, N] behind the last chunk.
+    """
+    chunks = tl.cdiv(L, chunk)
+    group, batch, j = program_of(K, chunks)
+    program = batch * chunks + j
+    inside = tl.program_id(1) * BC + tl.arange(0, BC) < width
+    KC = K.to(tl.int64) * width
+    channel = group * width + tl.program_id(1) * BC + tl.arange(0, BC)
+    bias = tl.zeros([BC], tl.float32)
+    skip = tl.zeros([BC], tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(delta_bias + channel // shared, mask=inside, other=0.0)
+    if HAS_D:
+        skip = tl.load(D + channel, mask=inside, other=0.0)
+    slot = (batch * (chunks - 1) + j) * N * KC + channel  # of the state at the end of the chunk
+    tiles = tl.cdiv(tl.minimum(chunk, L - j * chunk), T)
+    entered += program * (chunk // T) * N * KC + channel
+    carry += program * N * KC + channel
+    copy_state(states + slot - N * KC, entered, j > 0, inside, KC, KC, N)
+    if HAS_LAST:
+        if j == chunks - 1:
+            copy_state(dlast + (batch * KC + channel) * N, carry, True, inside, 1, KC, N)
+        else:
+            copy_state(pulled + slot, carry, True, inside, KC, KC, N)
+    else:
+        copy_state(pulled + slot, carry, j < chunks - 1, inside, KC, KC, N)
+    B += batch * B_batch + group * B_group
+    C += batch * C_batch + group * C_group
+    dB += tl.program_id(1) * d_block + batch * dB_batch + group * dB_group
+    dC += tl.program_id(1) * d_block + batch * dC_batch + group * dC_group
+
+    for i in range(tiles - 1):
+        first = j * chunk + i * T
+        step = first + tl.arange(0, T)
+        live = step < L
+        mask = live[:, None] & inside[None, :]
+        tl.debug_barrier()  # the states that the tile before left are in place
+        places = sequence_at(delta, batch, first, channel // shared, delta_batch, delta_channel, delta_step, T)
+        sizes, _ = step_sizes(places, bias, mask, SOFTPLUS)
+        places = sequence_at(u, batch, first, channel, u_batch, u_channel, u_step, T)
+        u_tile = tl.load(places, mask=mask, other=0.0).to(tl.float32)
+        row = B + step.to(tl.int64) * B_step
+        scan_tile(
+            u_tile, sizes, u_tile, live, inside, A + channel * N, row, row, 0, B_state, B_state,
+            entered + i * N * KC, entered + (i + 1) * N * KC, KC, KC, N, False,
+        )  # fmt: skip
+
+    sum_D = tl.zeros([BC], tl.float32)
+    sum_bias = tl.zeros([BC], tl.float32)
+    for i in range(tiles):
+        tile = tiles - 1 - i
+        first = j * chunk + tile * T
+        step = first + tl.arange(0, T)
+        live = step < L
+        mask = live[:, None] & inside[None, :]
+        tl.debug_barrier()  # what the tile behind left is in place
+        d_places = sequence_at(delta, batch, first, channel // shared, delta_batch, delta_channel, delta_step, T)
+        sizes, _ = step_sizes(d_places, bias, mask, SOFTPLUS)
+        places = sequence_at(u, batch, first, channel, u_batch, u_channel, u_step, T)
+        u_tile = tl.load(places, mask=mask, other=0.0).to(tl.float32)
+        places = sequence_at(dy, batch, first, channel, dy_batch, dy_channel, dy_step, T)
+        dy_tile = tl.load(places, mask=mask, other=0.0).to(tl.float32)
+        far = step.to(tl.int64)
+        through_B, through_A = gradients_tile(
+            sizes, u_tile, dy_tile, live, inside, A + channel * N, B + far * B_step, C + far * C_step, 0, B_state,
+            C_state, entered + tile * N * KC, KC, carry, KC, dA + (program * KC + channel) * N, i > 0,
+            dB + far * dB_step, dC + far * dC_step, 0, dB_state, dC_state, N,
+        )  # fmt: skip
+        places = sequence_at(du, batch, first, channel, du_batch, du_channel, du_step, T)
+        tl.store(places, (dy_tile * skip[None, :] + through_B * sizes).to(du.dtype.element_ty), mask=mask)
+        draw = through_B * u_tile + through_A
+        if SOFTPLUS:
+            _, raw = step_sizes(d_places, bias, mask, False)
+            draw *= softplus_slope(raw)
+        draw = tl.where(mask, draw, 0.0)
+        places = sequence_at(ddelta, batch, first, channel, ddelta_batch, ddelta_channel, ddelta_step, T)
+        tl.store(places, draw.to(ddelta.dtype.element_ty), mask=mask)
+        sum_D += tl.sum(dy_tile * u_tile, 0)
+        sum_bias += tl.sum(draw, 0)
+    if HAS_D:
+        tl.store(dD + program * KC + channel, sum_D, mask=inside)
+    if HAS_BIAS:
+        tl.store(dbias + program * KC + channel, sum_bias, mask=inside)
