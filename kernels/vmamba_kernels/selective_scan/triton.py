@@ -57,6 +57,11 @@ class _Call(NamedTuple):
         return {"T": steps, "BC": BC, "num_warps": BC // 32, "num_stages": 1}
 
 
+def _near(x: Tensor) -> Tensor:
+    """x, or a copy where so few steps as a tile has lie further apart than 32 bits count."""
+    return x if x.stride(-1) * TILE < 2**31 else x.contiguous()
+
+
 def _dense(weight: Tensor | None) -> Tensor | None:
     return None if weight is None else weight.contiguous()
 
@@ -79,6 +84,7 @@ def forward(
     y = empty_sequence(u, out_dtype)
     states = A.new_empty(batch, call.chunks - 1, N, KC)
     carry = A.new_empty(batch, call.chunks, N, KC)
+    u, delta, B, C = map(_near, (u, delta, B, C))
     A, D, delta_bias = A.contiguous(), _dense(D), _dense(delta_bias)
     total = A.new_empty(batch, call.chunks, KC)
 
@@ -125,6 +131,7 @@ def backward(
         parts = [dB[None], dC[None]]  # [blocks of channels, B, K, N, L]
         if call.blocks > 1:
             parts = list(A.new_empty(2, call.blocks, *dB.shape))
+        u, delta, B, C, dout = map(_near, (u, delta, B, C, dout))
         A, D, delta_bias, dlast = A.contiguous(), _dense(D), _dense(delta_bias), _dense(dlast_state)
         total = A.new_empty(batch, call.chunks, KC)
         pulled = A.new_empty(batch, call.chunks - 1, N, KC)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_forward import NOT_SPECIALIZED, program_of, sequence_at, step_sizes
+from .triton_forward import NOT_SPECIALIZED, program_of, rows_of, step_sizes
 from .triton_tile import copy_state, gradients_tile, pull_tile, scan_tile, softplus_slope
 
 NOT_SPECIALIZED = [name for name in NOT_SPECIALIZED if not name.startswith("y_")]
@@ -38,10 +38,12 @@ def pull_kernel(
     channel = group * width + tl.program_id(1) * BC + tl.arange(0, BC)
     bias = tl.zeros([BC], tl.float32)
     if HAS_BIAS:
-        bias = tl.load(delta_bias + channel // shared, mask=inside, other=0.0)
+        bias = tl.load(delta_bias + channel.to(tl.int32) // shared, mask=inside, other=0.0)
     kept = pulled + (batch * (chunks - 1) + before) * N * KC + channel
     copy_state(kept, kept, False, inside, KC, KC, N)
     sums = tl.zeros([BC], tl.float32)
+    delta += batch * delta_batch + channel.to(tl.int32) // shared * delta_channel.to(tl.int64)
+    dy += batch * dy_batch + channel * dy_channel
     C += batch * C_batch + group * C_group
     tiles = tl.cdiv(tl.minimum(chunk, L - j * chunk), T)
     for i in range(tiles):
@@ -50,12 +52,12 @@ def pull_kernel(
         live = step < L
         mask = live[:, None] & inside[None, :]
         tl.debug_barrier()  # the gradient that the tile behind left is in place
-        places = sequence_at(delta, batch, first, channel // shared, delta_batch, delta_channel, delta_step, T)
+        places = rows_of(delta, first, delta_step, T)
         sizes, _ = step_sizes(places, bias, mask, SOFTPLUS)
-        places = sequence_at(dy, batch, first, channel, dy_batch, dy_channel, dy_step, T)
+        places = rows_of(dy, first, dy_step, T)
         dy_tile = tl.load(places, mask=mask, other=0.0).to(tl.float32)
-        row = C + step.to(tl.int64) * C_step
-        pull_tile(sizes, dy_tile, live, inside, A + channel * N, row, C_state, kept, KC, N)
+        row = rows_of(C, first, C_step, T)
+        pull_tile(sizes, dy_tile, live, inside, A + channel * N, row, C_state.to(tl.int64), kept, KC, N)
         sums += tl.sum(sizes, 0)
     tl.store(total + (batch * chunks + j) * KC + channel, sums, mask=inside)
 
@@ -86,7 +88,7 @@ def gradients_kernel(
     bias = tl.zeros([BC], tl.float32)
     skip = tl.zeros([BC], tl.float32)
     if HAS_BIAS:
-        bias = tl.load(delta_bias + channel // shared, mask=inside, other=0.0)
+        bias = tl.load(delta_bias + channel.to(tl.int32) // shared, mask=inside, other=0.0)
     if HAS_D:
         skip = tl.load(D + channel, mask=inside, other=0.0)
     slot = (batch * (chunks - 1) + j) * N * KC + channel  # of the state at the end of the chunk
@@ -101,6 +103,11 @@ def gradients_kernel(
             copy_state(pulled + slot, carry, True, inside, KC, KC, N)
     else:
         copy_state(pulled + slot, carry, j < chunks - 1, inside, KC, KC, N)
+    u += batch * u_batch + channel * u_channel
+    delta += batch * delta_batch + channel.to(tl.int32) // shared * delta_channel.to(tl.int64)
+    dy += batch * dy_batch + channel * dy_channel
+    du += batch * du_batch + channel * du_channel
+    ddelta += batch * ddelta_batch + channel * ddelta_channel
     B += batch * B_batch + group * B_group
     C += batch * C_batch + group * C_group
     dB += tl.program_id(1) * d_block + batch * dB_batch + group * dB_group
@@ -112,13 +119,13 @@ def gradients_kernel(
         live = step < L
         mask = live[:, None] & inside[None, :]
         tl.debug_barrier()  # the states that the tile before left are in place
-        places = sequence_at(delta, batch, first, channel // shared, delta_batch, delta_channel, delta_step, T)
+        places = rows_of(delta, first, delta_step, T)
         sizes, _ = step_sizes(places, bias, mask, SOFTPLUS)
-        places = sequence_at(u, batch, first, channel, u_batch, u_channel, u_step, T)
+        places = rows_of(u, first, u_step, T)
         u_tile = tl.load(places, mask=mask, other=0.0).to(tl.float32)
-        row = B + step.to(tl.int64) * B_step
+        row = rows_of(B, first, B_step, T)
         scan_tile(
-            u_tile, sizes, u_tile, live, inside, A + channel * N, row, row, 0, B_state, B_state,
+            u_tile, sizes, u_tile, live, inside, A + channel * N, row, row, 0, B_state.to(tl.int64), 0,
             entered + i * N * KC, entered + (i + 1) * N * KC, KC, KC, N, False,
         )  # fmt: skip
 
@@ -131,26 +138,27 @@ def gradients_kernel(
         live = step < L
         mask = live[:, None] & inside[None, :]
         tl.debug_barrier()  # what the tile behind left is in place
-        d_places = sequence_at(delta, batch, first, channel // shared, delta_batch, delta_channel, delta_step, T)
+        d_places = rows_of(delta, first, delta_step, T)
         sizes, _ = step_sizes(d_places, bias, mask, SOFTPLUS)
-        places = sequence_at(u, batch, first, channel, u_batch, u_channel, u_step, T)
+        places = rows_of(u, first, u_step, T)
         u_tile = tl.load(places, mask=mask, other=0.0).to(tl.float32)
-        places = sequence_at(dy, batch, first, channel, dy_batch, dy_channel, dy_step, T)
+        places = rows_of(dy, first, dy_step, T)
         dy_tile = tl.load(places, mask=mask, other=0.0).to(tl.float32)
-        far = step.to(tl.int64)
         through_B, through_A = gradients_tile(
-            sizes, u_tile, dy_tile, live, inside, A + channel * N, B + far * B_step, C + far * C_step, 0, B_state,
-            C_state, entered + tile * N * KC, KC, carry, KC, dA + (program * KC + channel) * N, i > 0,
-            dB + far * dB_step, dC + far * dC_step, 0, dB_state, dC_state, N,
+            sizes, u_tile, dy_tile, live, inside, A + channel * N, rows_of(B, first, B_step, T),
+            rows_of(C, first, C_step, T), 0, B_state.to(tl.int64), C_state.to(tl.int64),
+            entered + tile * N * KC, KC, carry, KC, dA + (program * KC + channel) * N, i > 0,
+            rows_of(dB, first, dB_step, T), rows_of(dC, first, dC_step, T), 0, dB_state.to(tl.int64),
+            dC_state.to(tl.int64), N,
         )  # fmt: skip
-        places = sequence_at(du, batch, first, channel, du_batch, du_channel, du_step, T)
+        places = rows_of(du, first, du_step, T)
         tl.store(places, (dy_tile * skip[None, :] + through_B * sizes).to(du.dtype.element_ty), mask=mask)
         draw = through_B * u_tile + through_A
         if SOFTPLUS:
             _, raw = step_sizes(d_places, bias, mask, False)
             draw *= softplus_slope(raw)
         draw = tl.where(mask, draw, 0.0)
-        places = sequence_at(ddelta, batch, first, channel, ddelta_batch, ddelta_channel, ddelta_step, T)
+        places = rows_of(ddelta, first, ddelta_step, T)
         tl.store(places, draw.to(ddelta.dtype.element_ty), mask=mask)
         sum_D += tl.sum(dy_tile * u_tile, 0)
         sum_bias += tl.sum(draw, 0)

@@ -27,10 +27,11 @@ def program_of(K, parts):
 
 
 @triton.jit
-def sequence_at(x, batch, first, channel, x_batch, x_channel, x_step, T: tl.constexpr):
-    """Pointers [T, BC] to the steps from `first` on."""
-    steps = (first + tl.arange(0, T)).to(tl.int64)
-    return (x + batch * x_batch + channel * x_channel)[None, :] + (steps * x_step)[:, None]
+def rows_of(x, first, x_step, T: tl.constexpr):
+    """Pointers to the steps from `first` on, [T] or [T, BC] as x is one or [BC]; T steps fit 32 bits (`near`)."""
+    at = x + first.to(tl.int64) * x_step
+    steps = tl.arange(0, T) * x_step
+    return at + steps if len(x.shape) == 0 else at[None, :] + steps[:, None]
 
 
 @triton.jit
@@ -62,7 +63,7 @@ def forward_kernel(
     channel = group * width + tl.program_id(1) * BC + tl.arange(0, BC)
     bias = tl.zeros([BC], tl.float32)
     if HAS_BIAS:
-        bias = tl.load(delta_bias + channel // shared, mask=inside, other=0.0)
+        bias = tl.load(delta_bias + channel.to(tl.int32) // shared, mask=inside, other=0.0)
     if HAS_D:
         skip = tl.load(D + channel, mask=inside, other=0.0)
     slot = (batch * (chunks - 1) + j) * N * KC + channel  # of the state at the end of the chunk
@@ -73,6 +74,9 @@ def forward_kernel(
     else:
         kept = carry + (batch * chunks + j) * N * KC + channel
         copy_state(states + slot - N * KC, kept, j > 0, inside, KC, KC, N)
+    u += batch * u_batch + channel * u_channel
+    delta += batch * delta_batch + channel.to(tl.int32) // shared * delta_channel.to(tl.int64)
+    y += batch * y_batch + channel * y_channel
     B += batch * B_batch + group * B_group
     C += batch * C_batch + group * C_group
     for i in range(tl.cdiv(tl.minimum(chunk, L - j * chunk), T)):
@@ -81,9 +85,9 @@ def forward_kernel(
         live = step < L
         mask = live[:, None] & inside[None, :]
         tl.debug_barrier()  # the states that the tile before left are in place
-        places = sequence_at(delta, batch, first, channel // shared, delta_batch, delta_channel, delta_step, T)
+        places = rows_of(delta, first, delta_step, T)
         sizes, _ = step_sizes(places, bias, mask, SOFTPLUS)
-        places = sequence_at(u, batch, first, channel, u_batch, u_channel, u_step, T)
+        places = rows_of(u, first, u_step, T)
         u_tile = tl.load(places, mask=mask, other=0.0).to(tl.float32)
         out = tl.zeros([T, BC], tl.float32)
         if ENDS:
@@ -91,11 +95,11 @@ def forward_kernel(
         elif HAS_D:
             out = u_tile * skip[None, :]
         out = scan_tile(
-            out, sizes, u_tile, live, inside, A + channel * N, B + step.to(tl.int64) * B_step,
-            C + step.to(tl.int64) * C_step, 0, B_state, C_state, kept, kept, KC, KC, N, not ENDS,
+            out, sizes, u_tile, live, inside, A + channel * N, rows_of(B, first, B_step, T), rows_of(C, first, C_step, T),
+            0, B_state.to(tl.int64), C_state.to(tl.int64), kept, kept, KC, KC, N, not ENDS,
         )  # fmt: skip
         if not ENDS:
-            places = sequence_at(y, batch, first, channel, y_batch, y_channel, y_step, T)
+            places = rows_of(y, first, y_step, T)
             tl.store(places, out.to(y.dtype.element_ty), mask=mask)
     if ENDS:
         tl.store(total + (batch * chunks + j) * KC + channel, sums, mask=inside)
