@@ -72,19 +72,20 @@ def gradients(dtype: str, d_state: int, channels: int, *, registers: int = 255, 
     )  # fmt: skip
 
 
-def product(kernel: str, dtype: str, d_state: int, *, chunk: int = 64, registers: int) -> AotKernel:
-    """A matrix product of one chunk, forwards or back."""
+def product(kernel: str, dtype: str, d_state: int, *, registers: int) -> AotKernel:
+    """A matrix product of 64 steps, forwards or back."""
     back = kernel is PROJECT_BACK
     before = {"draw": FP32} if back else {}
     after = dict.fromkeys(("ddt", "d_dt_weight", "dbias") if back else ("raw",), FP32)
     bias = {} if back else {"delta_bias": FP32}
     tensors = {**before, "x_dbl": f"*{dtype}", "dt_weight": FP32, **bias, "maps": "*i64", **after}
-    sizes = "L C R N p_batch p_position" + (" d_batch d_position" if back else "")
+    sizes = "L C R N parts p_batch p_position" + (" d_batch d_position" if back else "")
     return AotKernel(
         kernel,
         signature(tensors, sizes, d_state),
-        constants(d_state, HAS_BIAS=True, CHUNK=chunk, BC=64, RB=16),
+        constants(d_state, HAS_BIAS=True, ROWS=64, BC=32 if back else 64, RB=16),
         registers=registers,
+        num_warps=8 if back else 4,
         divisible=() if d_state == 1 else ("N",),
         load_bits=0,
         store_bits=0,
@@ -107,25 +108,25 @@ def join(d_state: int, *, reverse: bool) -> AotKernel:
 # Channels of a program: 32 at stage 1 of VMamba-T (96 channels), 64 at stage 2, 128 at stages 3 and 4. The kernels
 # read no vectors, on purpose: a thread holds all steps of one channel.
 KERNELS = [
-    forward("bf16", 1, 32, ends=False, instructions=150),
-    forward("bf16", 1, 64, ends=False, instructions=150),
-    forward("bf16", 1, 128, ends=False, instructions=150),
-    forward("fp32", 1, 128, ends=False, instructions=150),
-    forward("bf16", 16, 32, ends=False, instructions=190),
-    forward("bf16", 16, 128, ends=False, instructions=190),
-    forward("bf16", 1, 32, ends=True, instructions=140),
-    forward("bf16", 16, 128, ends=True, instructions=150),
-    pull("bf16", 1, 32, instructions=130),
-    gradients("bf16", 1, 32, registers=208, instructions=250),
-    gradients("bf16", 1, 128, registers=208, instructions=250),
-    gradients("fp32", 1, 64, registers=208, instructions=250),
-    gradients("bf16", 16, 32, instructions=315),
-    gradients("bf16", 16, 128, instructions=320),
-    gradients("fp32", 16, 64, instructions=315),
-    product(PROJECT, "bf16", 1, registers=128),
-    product(PROJECT, "fp32", 40, chunk=128, registers=255),
+    forward("bf16", 1, 32, ends=False, instructions=100),
+    forward("bf16", 1, 64, ends=False, instructions=100),
+    forward("bf16", 1, 128, ends=False, instructions=100),
+    forward("fp32", 1, 128, ends=False, instructions=100),
+    forward("bf16", 16, 32, ends=False, instructions=130),
+    forward("bf16", 16, 128, ends=False, instructions=130),
+    forward("bf16", 1, 32, ends=True, instructions=80),
+    forward("bf16", 16, 128, ends=True, instructions=95),
+    pull("bf16", 1, 32, instructions=80),
+    gradients("bf16", 1, 32, registers=208, instructions=265),
+    gradients("bf16", 1, 128, registers=208, instructions=265),
+    gradients("fp32", 1, 64, registers=208, instructions=265),
+    gradients("bf16", 16, 32, instructions=320),
+    gradients("bf16", 16, 128, instructions=325),
+    gradients("fp32", 16, 64, instructions=320),
+    product(PROJECT, "bf16", 1, registers=168),
+    product(PROJECT, "fp32", 16, registers=168),
     product(PROJECT_BACK, "bf16", 1, registers=255),
-    product(PROJECT_BACK, "fp32", 40, chunk=128, registers=255),
+    product(PROJECT_BACK, "fp32", 16, registers=255),
     join(1, reverse=False),
     join(16, reverse=True),
 ]

@@ -166,9 +166,7 @@ by_device, by_device_backward = _define(
     "selective_scan", _without_library("forward", 0), _without_library("backward", 2)
 )
 on_triton, on_triton_backward = _define("selective_scan_triton", _triton("forward"), _triton("backward"))
-on_reference, on_reference_backward = _define(
-    "selective_scan_reference", reference.forward, reference.backward
-)
+on_reference, on_reference_backward = _define("selective_scan_reference", reference.forward, reference.backward)
 
 cpu_library = native.load("cpu")
 register(Backend("selective_scan", "cpu", devices=("cpu",), missing=lambda: native.load("cpu").reason))

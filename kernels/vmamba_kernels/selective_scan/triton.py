@@ -46,8 +46,8 @@ class _Call(NamedTuple):
         return cdiv(self.width, block_of(self.width))
 
     @property
-    def sizes(self) -> tuple[int, int, int, int, int, int]:
-        return self.L, self.N, self.K, self.width, self.shared, self.chunk
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        return self.L, self.N, self.K, self.width, self.chunk
 
     def grid(self, chunks: int) -> tuple[int, int]:
         return self.batch * chunks * self.K, self.blocks
@@ -57,13 +57,38 @@ class _Call(NamedTuple):
         return {"T": steps, "BC": BC, "num_warps": BC // 32, "num_stages": 1}
 
 
-def _near(x: Tensor) -> Tensor:
-    """x, or a copy where so few steps as a tile has lie further apart than 32 bits count."""
-    return x if x.stride(-1) * TILE < 2**31 else x.contiguous()
+def _side_by_side(x: Tensor, shared: int = 1) -> Tensor:
+    """x with its channels side by side and each `shared` times; a copy where they are not, or steps lie very far apart."""
+    if shared > 1:
+        return x.transpose(1, 2).repeat_interleave(shared, 2).transpose(1, 2)
+    if x.stride(1) == 1 and x.stride(2) * TILE < 2**31:
+        return x
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _to_write(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    """What the kernels write for the result x: x itself if it is so laid out and typed."""
+    if x.shape[1] == channels and x.stride(1) == 1:
+        return x
+    return x.new_empty((x.shape[0], x.shape[2], channels), dtype=dtype).transpose(1, 2)
+
+
+def _steps(*sequences: Tensor) -> list[int]:
+    """The strides over images and steps."""
+    return [stride for x in sequences for stride in (x.stride(0), x.stride(2))]
+
+
+def _rows(B: Tensor, C: Tensor) -> Tensor:
+    """B and C side by side, [B, K, L, 2, N]."""
+    return torch.stack((B, C), 2).permute(0, 1, 4, 2, 3).contiguous()
 
 
 def _dense(weight: Tensor | None) -> Tensor | None:
     return None if weight is None else weight.contiguous()
+
+
+def _repeated(bias: Tensor | None, shared: int) -> Tensor | None:
+    return _dense(bias) if bias is None or shared == 1 else bias.repeat_interleave(shared)
 
 
 def forward(
@@ -81,17 +106,18 @@ def forward(
     """As `reference.forward`."""
     call = _Call.of(u, delta, B)
     batch, KC, _, N, *_ = call
-    y = empty_sequence(u, out_dtype)
+    out = empty_sequence(u, out_dtype)
+    y = _to_write(out, KC, out_dtype)
     states = A.new_empty(batch, call.chunks - 1, N, KC)
     carry = A.new_empty(batch, call.chunks, N, KC)
-    u, delta, B, C = map(_near, (u, delta, B, C))
-    A, D, delta_bias = A.contiguous(), _dense(D), _dense(delta_bias)
+    u, delta, rows = _side_by_side(u), _side_by_side(delta, call.shared), _rows(B, C)
+    A, D, delta_bias = A.contiguous(), _dense(D), _repeated(delta_bias, call.shared)
     total = A.new_empty(batch, call.chunks, KC)
 
     def launch(chunks: int, ends: bool) -> None:
         forward_kernel[call.grid(chunks)](
-            u, delta, A, B, C, D, delta_bias, states, total, carry, y, *call.sizes,
-            *u.stride(), *delta.stride(), *B.stride(), *C.stride(), *y.stride(),
+            u, delta, A, rows, D, delta_bias, states, total, carry, y, *call.sizes,
+            *_steps(u, delta, y),
             HAS_D=D is not None, HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus, ENDS=ends, **call.tile(),
         )  # fmt: skip
 
@@ -102,7 +128,9 @@ def forward(
                 join(states, A, total, reverse=False)
             launch(call.chunks, False)
     last = carry[:, -1].transpose(1, 2).clone(memory_format=torch.contiguous_format)
-    return y, last, states if save_states else states.new_empty(batch, 0, N, KC)
+    if y is not out:
+        out.copy_(y)
+    return out, last, states if save_states else states.new_empty(batch, 0, N, KC)
 
 
 def backward(
@@ -127,12 +155,12 @@ def backward(
     dA = A.new_empty(programs, KC, N)
     dD, dbias = (A.new_empty(programs, 0 if w is None else KC) for w in (D, delta_bias))
     if batch:
-        own = ddelta if shared == 1 else empty_sequence(u, torch.float32)
-        parts = [dB[None], dC[None]]  # [blocks of channels, B, K, N, L]
-        if call.blocks > 1:
-            parts = list(A.new_empty(2, call.blocks, *dB.shape))
-        u, delta, B, C, dout = map(_near, (u, delta, B, C, dout))
-        A, D, delta_bias, dlast = A.contiguous(), _dense(D), _dense(delta_bias), _dense(dlast_state)
+        du_written = _to_write(du, KC, u.dtype)
+        ddelta_written = _to_write(ddelta, KC, delta.dtype if shared == 1 else torch.float32)
+        u, delta, dout = _side_by_side(u), _side_by_side(delta, shared), _side_by_side(dout)
+        rows = _rows(B, C)
+        d_rows = A.new_empty(call.blocks, *rows.shape)
+        A, D, delta_bias, dlast = A.contiguous(), _dense(D), _repeated(delta_bias, shared), _dense(dlast_state)
         total = A.new_empty(batch, call.chunks, KC)
         pulled = A.new_empty(batch, call.chunks - 1, N, KC)
         entered = A.new_empty(programs, chunk // GRADIENTS_TILE, N, KC)
@@ -141,20 +169,22 @@ def backward(
         with torch.cuda.device_of(u):
             if call.chunks > 1:
                 pull_kernel[call.grid(call.chunks - 1)](
-                    delta, A, C, delta_bias, dout, pulled, total, *call.sizes,
-                    *delta.stride(), *C.stride(), *dout.stride(), **options, **call.tile(),
+                    delta, A, rows, delta_bias, dout, pulled, total, *call.sizes,
+                    *_steps(delta, dout), **options, **call.tile(),
                 )  # fmt: skip
                 join(pulled, A, total, reverse=True, last=dlast)
             gradients_kernel[call.grid(call.chunks)](
-                u, delta, A, B, C, D, delta_bias, states.contiguous(), dout, dlast, pulled, entered, carry,
-                du, own, dA, *parts, dD, dbias, *call.sizes, *u.stride(), *delta.stride(), *B.stride(), *C.stride(),
-                *dout.stride(), *du.stride(), *own.stride(), *parts[0].stride(), *parts[1].stride()[1:],
+                u, delta, A, rows, D, delta_bias, states.contiguous(), dout, dlast, pulled, entered, carry,
+                du_written, ddelta_written, dA, d_rows, dD, dbias, *call.sizes,
+                *_steps(u, delta, dout, du_written, ddelta_written),
                 HAS_D=D is not None, HAS_LAST=dlast is not None, **options, **call.tile(GRADIENTS_TILE),
             )  # fmt: skip
-        if own is not ddelta:
-            ddelta.copy_(own.unflatten(1, (-1, shared)).sum(2))
-        if call.blocks > 1:
-            dB.copy_(parts[0].sum(0))
-            dC.copy_(parts[1].sum(0))
+        if du_written is not du:
+            du.copy_(du_written)
+        if ddelta_written is not ddelta:
+            ddelta.copy_(ddelta_written.unflatten(1, (-1, shared)).sum(2) if shared > 1 else ddelta_written)
+        d_rows = (d_rows[0] if call.blocks == 1 else d_rows.sum(0)).transpose(2, 4)
+        dB.copy_(d_rows[:, :, :, 0])
+        dC.copy_(d_rows[:, :, :, 1])
     dA, dD, dbias = (part.sum(0) for part in (dA, dD, dbias))
     return du, ddelta, dA, dB, dC, dD, dbias if delta_bias is None else dbias.view(-1, shared).sum(1)

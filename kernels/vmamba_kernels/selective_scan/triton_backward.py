@@ -8,22 +8,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_forward import NOT_SPECIALIZED, program_of, rows_of, step_sizes
+from .triton_forward import program_of, rows_of, step_sizes
 from .triton_tile import copy_state, gradients_tile, pull_tile, scan_tile, softplus_slope
 
-NOT_SPECIALIZED = [name for name in NOT_SPECIALIZED if not name.startswith("y_")]
-NOT_SPECIALIZED += "dy_batch dy_channel dy_step".split()
-RESULTS = (
-    "du_batch du_channel du_step ddelta_batch ddelta_channel ddelta_step d_block "
-    "dB_batch dB_group dB_state dB_step dC_batch dC_group dC_state dC_step"
-).split()
-PULL = [name for name in NOT_SPECIALIZED if name[:2] not in ("u_", "B_")]
+PULL = "L K width chunk delta_batch delta_step dy_batch dy_step".split()
+GRADIENTS = [
+    *PULL,
+    *"u_batch u_step du_batch du_step ddelta_batch ddelta_step".split(),
+]
 
 
 @triton.jit(do_not_specialize=PULL)
 def pull_kernel(
-    delta, A, C, delta_bias, dy, pulled, total, L, N, K, width, shared, chunk,
-    delta_batch, delta_channel, delta_step, C_batch, C_group, C_state, C_step, dy_batch, dy_channel, dy_step,
+    delta, A, rows, delta_bias, dy, pulled, total, L, N, K, width, chunk,
+    delta_batch, delta_step, dy_batch, dy_step,
     HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, T: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """The gradient that every chunk but the first hands to the states before it when none reaches it from behind.
@@ -38,13 +36,13 @@ def pull_kernel(
     channel = group * width + tl.program_id(1) * BC + tl.arange(0, BC)
     bias = tl.zeros([BC], tl.float32)
     if HAS_BIAS:
-        bias = tl.load(delta_bias + channel.to(tl.int32) // shared, mask=inside, other=0.0)
+        bias = tl.load(delta_bias + channel, mask=inside, other=0.0)
     kept = pulled + (batch * (chunks - 1) + before) * N * KC + channel
     copy_state(kept, kept, False, inside, KC, KC, N)
     sums = tl.zeros([BC], tl.float32)
-    delta += batch * delta_batch + channel.to(tl.int32) // shared * delta_channel.to(tl.int64)
-    dy += batch * dy_batch + channel * dy_channel
-    C += batch * C_batch + group * C_group
+    delta += batch * delta_batch + channel
+    dy += batch * dy_batch + channel
+    rows += (batch * K + group) * L * 2 * N + N
     tiles = tl.cdiv(tl.minimum(chunk, L - j * chunk), T)
     for i in range(tiles):
         first = j * chunk + (tiles - 1 - i) * T
@@ -56,25 +54,23 @@ def pull_kernel(
         sizes, _ = step_sizes(places, bias, mask, SOFTPLUS)
         places = rows_of(dy, first, dy_step, T)
         dy_tile = tl.load(places, mask=mask, other=0.0).to(tl.float32)
-        row = rows_of(C, first, C_step, T)
-        pull_tile(sizes, dy_tile, live, inside, A + channel * N, row, C_state.to(tl.int64), kept, KC, N)
+        row = rows_of(rows, first, 2 * N, T)
+        pull_tile(sizes, dy_tile, live, inside, A + channel * N, row, 1, kept, KC, N)
         sums += tl.sum(sizes, 0)
     tl.store(total + (batch * chunks + j) * KC + channel, sums, mask=inside)
 
 
-@triton.jit(do_not_specialize=[*NOT_SPECIALIZED, *RESULTS])
+@triton.jit(do_not_specialize=GRADIENTS)
 def gradients_kernel(
-    u, delta, A, B, C, D, delta_bias, states, dy, dlast, pulled, entered, carry,
-    du, ddelta, dA, dB, dC, dD, dbias, L, N, K, width, shared, chunk,
-    u_batch, u_channel, u_step, delta_batch, delta_channel, delta_step,
-    B_batch, B_group, B_state, B_step, C_batch, C_group, C_state, C_step, dy_batch, dy_channel, dy_step,
-    du_batch, du_channel, du_step, ddelta_batch, ddelta_channel, ddelta_step, d_block,
-    dB_batch, dB_group, dB_state, dB_step, dC_batch, dC_group, dC_state, dC_step,
+    u, delta, A, rows, D, delta_bias, states, dy, dlast, pulled, entered, carry,
+    du, ddelta, dA, d_rows, dD, dbias, L, N, K, width, chunk,
+    u_batch, u_step, delta_batch, delta_step,
+    dy_batch, dy_step, du_batch, du_step, ddelta_batch, ddelta_step,
     HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LAST: tl.constexpr, SOFTPLUS: tl.constexpr,
     T: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """All gradients: du; ddelta for each channel of u; dB and dC, a sum for each block of channels; and of the weights
-    a sum for each chunk, [B * chunks, *the weight], of delta_bias for each channel of u.
+    """All gradients: du; ddelta; d_rows [blocks of channels, B, K, L, 2, N] in float32, those of
+    B and C; and of the weights a sum for each chunk, [B * chunks, *the weight].
 
     entered [B * chunks, chunk / T, N, KC] and carry [B * chunks, N, KC] are scratch: the states before each tile, and
     the gradient of the state on its way back, which is dlast [B, KC, N] behind the last chunk.
@@ -88,7 +84,7 @@ def gradients_kernel(
     bias = tl.zeros([BC], tl.float32)
     skip = tl.zeros([BC], tl.float32)
     if HAS_BIAS:
-        bias = tl.load(delta_bias + channel.to(tl.int32) // shared, mask=inside, other=0.0)
+        bias = tl.load(delta_bias + channel, mask=inside, other=0.0)
     if HAS_D:
         skip = tl.load(D + channel, mask=inside, other=0.0)
     slot = (batch * (chunks - 1) + j) * N * KC + channel  # of the state at the end of the chunk
@@ -103,15 +99,14 @@ def gradients_kernel(
             copy_state(pulled + slot, carry, True, inside, KC, KC, N)
     else:
         copy_state(pulled + slot, carry, j < chunks - 1, inside, KC, KC, N)
-    u += batch * u_batch + channel * u_channel
-    delta += batch * delta_batch + channel.to(tl.int32) // shared * delta_channel.to(tl.int64)
-    dy += batch * dy_batch + channel * dy_channel
-    du += batch * du_batch + channel * du_channel
-    ddelta += batch * ddelta_batch + channel * ddelta_channel
-    B += batch * B_batch + group * B_group
-    C += batch * C_batch + group * C_group
-    dB += tl.program_id(1) * d_block + batch * dB_batch + group * dB_group
-    dC += tl.program_id(1) * d_block + batch * dC_batch + group * dC_group
+    u += batch * u_batch + channel
+    delta += batch * delta_batch + channel
+    dy += batch * dy_batch + channel
+    du += batch * du_batch + channel
+    ddelta += batch * ddelta_batch + channel
+    rows += (batch * K + group) * L * 2 * N
+    images = tl.num_programs(0) // (chunks * K)
+    d_rows += ((tl.program_id(1) * images.to(tl.int64) + batch) * K + group) * L * 2 * N
 
     for i in range(tiles - 1):
         first = j * chunk + i * T
@@ -123,9 +118,9 @@ def gradients_kernel(
         sizes, _ = step_sizes(places, bias, mask, SOFTPLUS)
         places = rows_of(u, first, u_step, T)
         u_tile = tl.load(places, mask=mask, other=0.0).to(tl.float32)
-        row = rows_of(B, first, B_step, T)
+        row = rows_of(rows, first, 2 * N, T)
         scan_tile(
-            u_tile, sizes, u_tile, live, inside, A + channel * N, row, row, 0, B_state.to(tl.int64), 0,
+            u_tile, sizes, u_tile, live, inside, A + channel * N, row, row, 0, 1, 1,
             entered + i * N * KC, entered + (i + 1) * N * KC, KC, KC, N, False,
         )  # fmt: skip
 
@@ -144,12 +139,11 @@ def gradients_kernel(
         u_tile = tl.load(places, mask=mask, other=0.0).to(tl.float32)
         places = rows_of(dy, first, dy_step, T)
         dy_tile = tl.load(places, mask=mask, other=0.0).to(tl.float32)
+        row = rows_of(rows, first, 2 * N, T)
+        d_row = rows_of(d_rows, first, 2 * N, T)
         through_B, through_A = gradients_tile(
-            sizes, u_tile, dy_tile, live, inside, A + channel * N, rows_of(B, first, B_step, T),
-            rows_of(C, first, C_step, T), 0, B_state.to(tl.int64), C_state.to(tl.int64),
-            entered + tile * N * KC, KC, carry, KC, dA + (program * KC + channel) * N, i > 0,
-            rows_of(dB, first, dB_step, T), rows_of(dC, first, dC_step, T), 0, dB_state.to(tl.int64),
-            dC_state.to(tl.int64), N,
+            sizes, u_tile, dy_tile, live, inside, A + channel * N, row, row, N, 1, 1, entered + tile * N * KC, KC,
+            carry, KC, dA + (program * KC + channel) * N, i > 0, d_row, d_row, N, 1, 1, N,
         )  # fmt: skip
         places = rows_of(du, first, du_step, T)
         tl.store(places, (dy_tile * skip[None, :] + through_B * sizes).to(du.dtype.element_ty), mask=mask)

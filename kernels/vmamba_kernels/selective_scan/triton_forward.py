@@ -1,7 +1,8 @@
 """The forward kernel of the selective scan in Triton: a program computes one chunk of one group for a block of channels.
 
-B images, K groups of `width` channels, KC of all, L length, N states. Tensors are read where they lie, by any strides;
-those whose channels lie side by side are fastest. See docs/kernels/selective_scan_triton.md.
+B images, K groups of `width` channels, KC of all, L length, N states; rows [B, K, L, 2, N] are B and C side by side.
+Sequences have their channels side by side, and delta one for each channel of u. See
+docs/kernels/selective_scan_triton.md.
 """
 
 from __future__ import annotations
@@ -11,12 +12,9 @@ import triton.language as tl
 
 from .triton_tile import copy_state, scan_tile, softplus
 
-# No stride is known to the compiler: knowing one to be 1 it would make wider loads, and lose the layout in which a
-# thread holds all steps of its channels and a scan costs nothing.
-NOT_SPECIALIZED = (
-    "L K width shared chunk u_batch u_channel u_step delta_batch delta_channel delta_step "
-    "B_batch B_group B_state B_step C_batch C_group C_state C_step y_batch y_channel y_step"
-).split()
+# Strides over steps stay unknown to the compiler: knowing them it would make wider loads, and lose the layout in which
+# a thread holds all steps of its channels and a scan costs nothing.
+NOT_SPECIALIZED = ("L K width chunk u_batch u_step delta_batch delta_step y_batch y_step").split()
 
 
 @triton.jit
@@ -46,9 +44,9 @@ def step_sizes(delta, bias, mask, SOFTPLUS: tl.constexpr):
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def forward_kernel(
-    u, delta, A, B, C, D, delta_bias, states, total, carry, y, L, N, K, width, shared, chunk,
-    u_batch, u_channel, u_step, delta_batch, delta_channel, delta_step,
-    B_batch, B_group, B_state, B_step, C_batch, C_group, C_state, C_step, y_batch, y_channel, y_step,
+    u, delta, A, rows, D, delta_bias, states, total, carry, y, L, N, K, width, chunk,
+    u_batch, u_step, delta_batch, delta_step,
+    y_batch, y_step,
     HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, ENDS: tl.constexpr,
     T: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
@@ -63,7 +61,7 @@ def forward_kernel(
     channel = group * width + tl.program_id(1) * BC + tl.arange(0, BC)
     bias = tl.zeros([BC], tl.float32)
     if HAS_BIAS:
-        bias = tl.load(delta_bias + channel.to(tl.int32) // shared, mask=inside, other=0.0)
+        bias = tl.load(delta_bias + channel, mask=inside, other=0.0)
     if HAS_D:
         skip = tl.load(D + channel, mask=inside, other=0.0)
     slot = (batch * (chunks - 1) + j) * N * KC + channel  # of the state at the end of the chunk
@@ -74,11 +72,10 @@ def forward_kernel(
     else:
         kept = carry + (batch * chunks + j) * N * KC + channel
         copy_state(states + slot - N * KC, kept, j > 0, inside, KC, KC, N)
-    u += batch * u_batch + channel * u_channel
-    delta += batch * delta_batch + channel.to(tl.int32) // shared * delta_channel.to(tl.int64)
-    y += batch * y_batch + channel * y_channel
-    B += batch * B_batch + group * B_group
-    C += batch * C_batch + group * C_group
+    u += batch * u_batch + channel
+    delta += batch * delta_batch + channel
+    y += batch * y_batch + channel
+    rows += (batch * K + group) * L * 2 * N
     for i in range(tl.cdiv(tl.minimum(chunk, L - j * chunk), T)):
         first = j * chunk + i * T
         step = first + tl.arange(0, T)
@@ -94,9 +91,9 @@ def forward_kernel(
             sums += tl.sum(sizes, 0)
         elif HAS_D:
             out = u_tile * skip[None, :]
+        row = rows_of(rows, first, 2 * N, T)
         out = scan_tile(
-            out, sizes, u_tile, live, inside, A + channel * N, rows_of(B, first, B_step, T), rows_of(C, first, C_step, T),
-            0, B_state.to(tl.int64), C_state.to(tl.int64), kept, kept, KC, KC, N, not ENDS,
+            out, sizes, u_tile, live, inside, A + channel * N, row, row, N, 1, 1, kept, kept, KC, KC, N, not ENDS,
         )  # fmt: skip
         if not ENDS:
             places = rows_of(y, first, y_step, T)

@@ -20,7 +20,9 @@ from .triton_dt import project_back_kernel, project_kernel
 from .triton_forward import forward_kernel
 
 TILE, GRADIENTS_TILE = 16, 8  # steps that a thread holds: the gradients have twice as much to hold of each
-PRODUCT = {"BC": 64, "RB": 16, "num_warps": 4, "num_stages": 1}  # channels and ranks of a matrix product
+ROWS, RANKS = 64, 16  # steps, and ranks, of a matrix product
+PRODUCT = {"ROWS": ROWS, "BC": 64, "RB": RANKS, "num_warps": 4, "num_stages": 1}
+PRODUCT_BACK = PRODUCT | {"BC": 32, "num_warps": 8}
 
 
 class _Blocks(NamedTuple):
@@ -30,6 +32,11 @@ class _Blocks(NamedTuple):
     chunks: int
     channels: int
     BC: int
+
+    @property
+    def parts(self) -> int:
+        """What an image's chunks are to the matrix products."""
+        return self.chunks * (self.chunk // ROWS)
 
     def tile(self, steps: int = TILE) -> dict[str, int]:
         return {"T": steps, "BC": self.BC, "num_warps": self.BC // 32, "num_stages": 1}
@@ -80,9 +87,9 @@ def _project(
     batch, L, _ = x_dbl.shape
     K, C, R = dt_weight.shape
     raw = dt_weight.new_empty(K, batch * blocks.chunks, blocks.chunk, C)
-    project_kernel[(batch * blocks.chunks, cdiv(C, PRODUCT["BC"]), K)](
-        x_dbl, dt_weight, delta_bias, maps, raw, L, C, R, d_state, *x_dbl.stride()[:2],
-        HAS_BIAS=delta_bias is not None, CHUNK=blocks.chunk, **PRODUCT,
+    project_kernel[(batch * blocks.parts, cdiv(C, PRODUCT["BC"]), K)](
+        x_dbl, dt_weight, delta_bias, maps, raw, L, C, R, d_state, blocks.parts, *x_dbl.stride()[:2],
+        HAS_BIAS=delta_bias is not None, **PRODUCT,
     )  # fmt: skip
     return raw
 
@@ -150,8 +157,9 @@ def backward(
     N, L = A.shape[1], H * W
     blocks = _blocks(L, C, N)
     programs = batch * blocks.chunks
-    d_dt_weight, dA = (A.new_empty(programs, *w.shape) for w in (dt_weight, A))
-    dD, dbias = (A.new_empty(programs, 0 if w is None else K * C) for w in (D, delta_bias))
+    dA, dD = A.new_empty(programs, K * C, N), A.new_empty(programs, 0 if D is None else K * C)
+    d_dt_weight = A.new_empty(batch * blocks.parts, K, C, R)
+    dbias = A.new_empty(batch * blocks.parts, 0 if delta_bias is None else K * C)
     dx = _Result.like(x, x.dtype, channel_first, K)
     dx_dbl = _Result.like(x_dbl, x_dbl.dtype, channel_first, 1)
     if batch:
@@ -182,10 +190,10 @@ def backward(
                     dp.stride(0), dp.stride(1), dp.stride(3), dp.stride(2),
                     HAS_D=D is not None, ADD=k > 0, **blocks.tile(GRADIENTS_TILE),
                 )  # fmt: skip
-            project_back_kernel[(programs, cdiv(R, PRODUCT["RB"]), K)](
-                raw, x_dbl, dt_weight, maps, dx_dbl.rows, d_dt_weight, dbias, L, C, R, N,
+            project_back_kernel[(batch * blocks.parts, cdiv(R, RANKS), K)](
+                raw, x_dbl, dt_weight, maps, dx_dbl.rows, d_dt_weight, dbias, L, C, R, N, blocks.parts,
                 *x_dbl.stride()[:2], *dx_dbl.rows.stride()[:2],
-                HAS_BIAS=delta_bias is not None, CHUNK=blocks.chunk, **PRODUCT,
+                HAS_BIAS=delta_bias is not None, **PRODUCT_BACK,
             )  # fmt: skip
         if blocks.channels > 1:
             rows.copy_(dp.sum(0))

@@ -1,7 +1,8 @@
 """The matrix products of ss2d in Triton: from the ranks dt to delta before its softplus, and back.
 
 Kernels of their own, because in the kernels that scan their layouts would spread and their registers would spill. A
-program has one chunk of one direction. Names as in `triton_forward.py`; raw [K, B * chunks, CHUNK, C] in float32.
+program has ROWS steps of one direction. Names as in `triton_forward.py`; raw [K, B * parts, ROWS, C] in float32, where
+every image has as many parts as fill its chunks.
 """
 
 from __future__ import annotations
@@ -9,32 +10,31 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-NOT_SPECIALIZED = "L C R p_batch p_position".split()
+NOT_SPECIALIZED = "L C R parts p_batch p_position".split()
 
 
 @triton.jit
-def _chunk(maps, L, k, CHUNK: tl.constexpr):
+def _part(maps, L, parts, k, ROWS: tl.constexpr):
     """The program's image, and of its steps: which exist, and their positions."""
-    chunks = tl.cdiv(L, CHUNK)
-    batch = (tl.program_id(0) // chunks).to(tl.int64)
-    step = (tl.program_id(0) % chunks) * CHUNK + tl.arange(0, CHUNK)
+    batch = (tl.program_id(0) // parts).to(tl.int64)
+    step = (tl.program_id(0) % parts) * ROWS + tl.arange(0, ROWS)
     live = step < L
     return batch, live, tl.load(maps + k * L + step, mask=live, other=0).to(tl.int64)
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def project_kernel(
-    x_dbl, dt_weight, delta_bias, maps, raw, L, C, R, N, p_batch, p_position,
-    HAS_BIAS: tl.constexpr, CHUNK: tl.constexpr, BC: tl.constexpr, RB: tl.constexpr,
+    x_dbl, dt_weight, delta_bias, maps, raw, L, C, R, N, parts, p_batch, p_position,
+    HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr, RB: tl.constexpr,
 ):  # fmt: skip
     """raw = dt_weight dt + delta_bias, where dt begins each direction's part of a row of x_dbl."""
     k = tl.program_id(2).to(tl.int64)
-    batch, live, position = _chunk(maps, L, k, CHUNK)
+    batch, live, position = _part(maps, L, parts, k, ROWS)
     channel = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = channel < C
     at = k * C + channel
     rows = x_dbl + batch * p_batch + k * (R + 2 * N) + position * p_position
-    sums = tl.zeros([CHUNK, BC], tl.float32)
+    sums = tl.zeros([ROWS, BC], tl.float32)
     for start in range(0, R, RB):
         r = start + tl.arange(0, RB)
         ranks = r < R
@@ -44,20 +44,20 @@ def project_kernel(
     if HAS_BIAS:
         sums += tl.load(delta_bias + at, mask=inside, other=0.0)[None, :]
     program = k * tl.num_programs(0) + tl.program_id(0)
-    places = (program * CHUNK + tl.arange(0, CHUNK))[:, None] * C + channel[None, :]
+    places = (program * ROWS + tl.arange(0, ROWS))[:, None] * C + channel[None, :]
     tl.store(raw + places, sums, mask=inside[None, :])
 
 
 @triton.jit(do_not_specialize=[*NOT_SPECIALIZED, "d_batch", "d_position"])
 def project_back_kernel(
-    draw, x_dbl, dt_weight, maps, ddt, d_dt_weight, dbias, L, C, R, N, p_batch, p_position, d_batch, d_position,
-    HAS_BIAS: tl.constexpr, CHUNK: tl.constexpr, BC: tl.constexpr, RB: tl.constexpr,
+    draw, x_dbl, dt_weight, maps, ddt, d_dt_weight, dbias, L, C, R, N, parts, p_batch, p_position, d_batch, d_position,
+    HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr, RB: tl.constexpr,
 ):  # fmt: skip
     """From draw, the gradient of raw: that of dt into the rows of ddt, laid out as x_dbl is; and of dt_weight and
-    delta_bias one sum for each chunk, [B * chunks, *the weight]. A program has RB ranks and all channels.
+    delta_bias one sum for each part, [B * parts, *the weight]. A program has RB ranks and all channels.
     """
     k = tl.program_id(2).to(tl.int64)
-    batch, live, position = _chunk(maps, L, k, CHUNK)
+    batch, live, position = _part(maps, L, parts, k, ROWS)
     r = tl.program_id(1) * RB + tl.arange(0, RB)
     ranks = r < R
     column = k * (R + 2 * N) + r
@@ -66,13 +66,13 @@ def project_back_kernel(
     dt = dt.to(tl.float32)
     KC = tl.num_programs(2).to(tl.int64) * C
     program = tl.program_id(0).to(tl.int64)
-    draw += (k * tl.num_programs(0) + program) * CHUNK * C
-    sums = tl.zeros([CHUNK, RB], tl.float32)
+    draw += (k * tl.num_programs(0) + program) * ROWS * C
+    sums = tl.zeros([ROWS, RB], tl.float32)
     for start in range(0, C, BC):
         channel = start + tl.arange(0, BC)
         inside = channel < C
         at = k * C + channel
-        places = tl.arange(0, CHUNK)[:, None] * C + channel[None, :]
+        places = tl.arange(0, ROWS)[:, None] * C + channel[None, :]
         g = tl.load(draw + places, mask=live[:, None] & inside[None, :], other=0.0)
         weights = at[:, None] * R + r[None, :]
         weight_mask = inside[:, None] & ranks[None, :]
