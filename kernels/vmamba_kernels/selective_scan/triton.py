@@ -58,7 +58,7 @@ class _Call(NamedTuple):
 
 
 def _side_by_side(x: Tensor, shared: int = 1) -> Tensor:
-    """x with its channels side by side and each `shared` times; a copy where they are not, or steps lie very far apart."""
+    """x with its channels side by side, each `shared` times; a copy unless it lies so and its steps not too far apart."""
     if shared > 1:
         return x.transpose(1, 2).repeat_interleave(shared, 2).transpose(1, 2)
     if x.stride(1) == 1 and x.stride(2) * TILE < 2**31:

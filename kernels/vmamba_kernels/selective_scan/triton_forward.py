@@ -1,4 +1,4 @@
-"""The forward kernel of the selective scan in Triton: a program computes one chunk of one group for a block of channels.
+"""The forward kernel of the selective scan in Triton: a program has one chunk of one group and a block of channels.
 
 B images, K groups of `width` channels, KC of all, L length, N states; rows [B, K, L, 2, N] are B and C side by side.
 Sequences have their channels side by side, and delta one for each channel of u. See
