@@ -27,6 +27,7 @@ BACKENDS = [
     pytest.param(("cpu", "reference"), id="cpu-reference"),
     pytest.param(("cpu", "cpu"), id="cpu-cpu", marks=needs_cpu_library),
     pytest.param(("cuda", None), id="cuda", marks=needs_gpu),
+    pytest.param(("cuda", "triton"), id="cuda-triton", marks=needs_gpu),
 ]
 
 

@@ -11,7 +11,7 @@ from vmamba_kernels.ss2d import ss2d
 from vmamba_kernels.ss2d.op import backward, forward
 from vmamba_kernels.triton_support import INTERPRETED, missing
 
-from .test_ss2d import NAMES, assert_all_close, case, composed, error, expected, run
+from .test_ss2d import NAMES, assert_all_close, case, error, expected, run
 from .triton_interpreter import mend
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -89,21 +89,6 @@ def test_optional_arguments(absent: tuple[int, ...]) -> None:
     assert_all_close(on_triton(tensors, dy, order="bidi"), expected(tensors, dy, "bidi"))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("channel_first", [False, True])
-def test_half_types_are_as_good_as_the_plain_ops_in_them(channel_first: bool, dtype: torch.dtype) -> None:
-    tensors = case(size=(3, 4), N=2, C=8, batch=1)
-    tensors = [t.to(dtype) for t in tensors[:2]] + tensors[2:]
-    dy = torch.randn(tensors[0].shape)
-    wanted = expected(tensors, dy, "cross2d")
-    for out_dtype in (torch.float32, dtype):
-        got = on_triton(tensors, dy, channel_first, out_dtype=out_dtype)
-        assert got[0].dtype == out_dtype and got[1].dtype == got[2].dtype == dtype and got[3].dtype == torch.float32
-        plain = run(lambda *t, to=out_dtype: composed(*t).to(to), tensors, dy)
-        for name, ours, theirs, true in zip(NAMES, got, plain, wanted, strict=True):
-            assert error(ours, true) <= 2 * error(theirs, true) + 1e-6, (name, error(ours, true), error(theirs, true))
-
-
 def test_any_strides() -> None:
     x, x_dbl, *weights = moved(case(size=(3, 4), order="rows", N=1, R=2, C=6))
     y = ss2d(x, x_dbl, *weights, order="rows", backend="triton")
@@ -168,6 +153,28 @@ def test_opcheck(channel_first: bool) -> None:
     frozen = [t.detach() for t in leaves]
     y, states = forward(*frozen, *flags)
     torch.library.opcheck(backward, (torch.randn_like(y), *frozen, states, "rows", channel_first, "triton"))
+
+
+def test_compile_fullgraph_and_export_with_the_backend_named() -> None:
+    class Scan(torch.nn.Module):
+        def forward(self, x: Tensor, x_dbl: Tensor, *weights: Tensor) -> Tensor:
+            return ss2d(x, x_dbl, *weights, order="rows", backend="triton") * 2
+
+    torch._dynamo.reset()
+    compiled = torch.compile(Scan(), fullgraph=True, dynamic=True, backend="aot_eager")
+    for size in ((2, 3), (3, 2)):
+        leaves = [t.requires_grad_() for t in moved(case(size=size, order="rows", R=2, C=3, batch=1))]
+        y, plain = compiled(*leaves), Scan()(*leaves)
+        assert torch.equal(y, plain)
+        gradients = zip(torch.autograd.grad(y.sum(), leaves), torch.autograd.grad(plain.sum(), leaves), strict=True)
+        assert all(torch.equal(ours, wanted) for ours, wanted in gradients)
+    height = torch.export.Dim("height", min=2, max=64)
+    example = tuple(moved(case(size=(2, 3), order="rows", R=2, C=3, batch=1)))
+    shapes = ({1: height}, {1: height}, (None,) * 4)
+    program = torch.export.export(Scan(), example, dynamic_shapes=shapes)
+    assert any(node.target is forward and "triton" in node.args for node in program.graph.nodes)
+    longer = moved(case(size=(4, 3), order="rows", R=2, C=3, batch=1))
+    assert torch.equal(program.module()(*longer), Scan()(*longer))
 
 
 def test_empty_batch() -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..backends import require
 from .arguments import fits, refuse, unify, widen
-from .op import by_device, cpu_library, cuda_library, on_reference
+from .op import by_device, cpu_library, cuda_library, on_reference, on_triton
 
 __all__ = ["selective_scan", "selective_scan_fn"]
 
@@ -43,7 +43,7 @@ def selective_scan(
         delta_softplus: apply softplus (x itself above 20) to delta + delta_bias.
         out_dtype: float32 or u's type; None is float32 (float64 for float64 input).
         return_last_state: also return the state after the last step, in float32 (float64 for float64 input).
-        backend: None chooses by device; "reference", "cpu" or "cuda" insist.
+        backend: None chooses by device; "reference", "cpu", "cuda" or "triton" insist.
 
     Under autocast u, delta, B and C of different types are widened to the widest; outside it they must agree.
     Differentiable once in every tensor; works under torch.compile, torch.export and torch.vmap.
@@ -78,9 +78,9 @@ def selective_scan(
     scan = by_device
     device = u.device.type
     if backend is not None:
-        if require("selective_scan", backend, device).name == "reference":
-            scan = on_reference
-        elif dtype is torch.float64:
+        name = require("selective_scan", backend, device).name
+        scan = {"reference": on_reference, "triton": on_triton}.get(name, by_device)
+        if name != "reference" and dtype is torch.float64:
             raise ValueError(f"u: float64 {tuple(u.shape)} runs on backend 'reference' only, not on {backend!r}")
     elif dtype is torch.float64 and {"cpu": cpu_library, "cuda": cuda_library}.get(device, cpu_library).loaded:
         scan = on_reference

@@ -1,20 +1,23 @@
 """The registered ops of the selective scan: schema, fake kernels, autograd, vmap, and the choice of a backend.
 
-`vmamba::selective_scan` runs the native kernel of the tensor's device if a compiled library brought one, else the
-reference; `vmamba::selective_scan_reference` always runs the reference. Each has its own backward op.
+`vmamba::selective_scan` runs the native kernel of the tensor's device if a compiled library brought one, else
+the Triton kernels on a GPU, else the reference. `vmamba::selective_scan_triton` and `vmamba::selective_scan_reference`
+always run what they are called. Each has its own backward op.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import native
-from ..backends import Backend, register
+from ..backends import Backend, choose, register
 from ..registration import define, library, refuse_second, vectorize
+from ..triton_support import triton_backend
 from . import reference
 from .batching import BACKWARD_AXES, BACKWARD_RESULTS, FORWARD_AXES, FORWARD_RESULTS, vmap_rule
 from .layout import empty_projection, empty_sequence, stored_states
@@ -112,10 +115,33 @@ def _differentiable(forward: torch._ops.OpOverload, backward: torch._ops.OpOverl
     return kernel
 
 
-def _define_pair(name: str) -> tuple[torch._ops.OpOverload, torch._ops.OpOverload]:
-    """Define `name` and `name_backward` on the reference, with fake kernels, autograd and vmap; return both ops."""
-    forward = define(name, _FORWARD, reference.forward, _forward_fake)
-    backward = define(f"{name}_backward", _BACKWARD, reference.backward, _backward_fake)
+def _triton(function: str) -> Callable[..., Any]:
+    """`forward` or `backward` of the Triton kernels, which are imported when they are first called."""
+
+    def run(*arguments: Any) -> Any:
+        return getattr(import_module(f"{__package__}.triton"), function)(*arguments)
+
+    return run
+
+
+def _without_library(function: str, position: int) -> Callable[..., Any]:
+    """The same of the best backend that needs no compiled library, by the device of the argument u."""
+    by_name = {"triton": _triton(function), "reference": getattr(reference, function)}
+
+    def run(*arguments: Any) -> Any:
+        u = arguments[position]
+        name = "reference" if u.dtype is torch.float64 else choose("selective_scan", u.device.type)[0].name
+        return by_name.get(name, by_name["reference"])(*arguments)
+
+    return run
+
+
+def _define_pair(
+    name: str, run: Callable[..., Any], run_backward: Callable[..., Any]
+) -> tuple[torch._ops.OpOverload, torch._ops.OpOverload]:
+    """Define `name` and `name_backward`, with fake kernels, autograd and vmap; return both ops."""
+    forward = define(name, _FORWARD, run, _forward_fake)
+    backward = define(f"{name}_backward", _BACKWARD, run_backward, _backward_fake)
     library.impl(name, _differentiable(forward, backward), "Autograd", with_keyset=True)
     refuse_second(name)
     vectorize(forward, vmap_rule(forward, FORWARD_AXES, FORWARD_RESULTS))
@@ -123,11 +149,15 @@ def _define_pair(name: str) -> tuple[torch._ops.OpOverload, torch._ops.OpOverloa
     return forward, backward
 
 
-by_device, by_device_backward = _define_pair("selective_scan")
-on_reference, on_reference_backward = _define_pair("selective_scan_reference")
+by_device, by_device_backward = _define_pair(
+    "selective_scan", _without_library("forward", 0), _without_library("backward", 2)
+)
+on_triton, on_triton_backward = _define_pair("selective_scan_triton", _triton("forward"), _triton("backward"))
+on_reference, on_reference_backward = _define_pair("selective_scan_reference", reference.forward, reference.backward)
 
 cpu_library = native.load("cpu")
 register(Backend("selective_scan", "cpu", devices=("cpu",), missing=lambda: native.load("cpu").reason))
 cuda_library = native.load("cuda")
 register(Backend("selective_scan", "cuda", devices=("cuda",), missing=lambda: native.load("cuda").reason))
+register(triton_backend("selective_scan"))
 register(Backend("selective_scan", "reference"))

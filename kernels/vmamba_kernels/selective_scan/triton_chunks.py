@@ -1,4 +1,4 @@
-"""The second stage of a scan in Triton: what every chunk makes of a zero state, joined to the true states."""
+"""How the scans in Triton are cut up, and their second stage: what every chunk makes of a zero state, joined."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from torch import Tensor
 from .triton_tile import LOG2E, row_of, states_after
 
 SLOTS, CHANNELS = 16, 128
+
+
+def block_of(channels: int) -> int:
+    """The channels of a program, a warp for each 32: the widest block that adds no empty warps."""
+    return next(width for width in (128, 64, 32) if -channels % width == -channels % 32)
 
 
 @triton.jit(do_not_specialize=["kept", "KC"])

@@ -157,21 +157,20 @@ def gradients_tile(
     for n in range(N):
         h = tl.load(enter + n * enter_step, mask=inside, other=0.0)
         g_after = tl.load(carry + n * carry_step, mask=inside, other=0.0)
-        dA_n = tl.load(dA + n, mask=inside & started, other=0.0)
         b = tl.load(B + n * B_step, mask=live, other=0.0).to(tl.float32)[:, None]
-        c = tl.load(C + (C_start + n * C_step), mask=live, other=0.0).to(tl.float32)[:, None]
         decay, a = decays(delta, A + n, live, inside)
         drive = delta * u * b
-        before = states_before(decay, drive, h)
+        decayed = decay * states_before(decay, drive, h)
+        tl.store(dC + (dC_start + n * dC_step), tl.sum(dy * (decayed + drive), 1), mask=live)
+        tl.debug_barrier()  # the gradients are not begun before the states are done with: they would not fit registers
+        c = tl.load(C + (C_start + n * C_step), mask=live, other=0.0).to(tl.float32)[:, None]
         pushed = dy * c
         g = pushed + tl.flip(states_before(tl.flip(decay, 0), tl.flip(decay * pushed, 0), g_after), 0)
-        pulled = decay * g
-        of_decay = tl.where(live[:, None], pulled * before, 0.0)
+        of_decay = tl.where(live[:, None], g * decayed, 0.0)
         through_B += g * b
         through_A += of_decay * a[None, :]
-        tl.store(dC + (dC_start + n * dC_step), tl.sum(dy * (decay * before + drive), 1), mask=live)
         tl.store(dB + n * dB_step, tl.sum(g * (delta * u), 1), mask=live)
-        tl.debug_barrier()
-        tl.store(carry + n * carry_step, row_of(pulled, 0), mask=inside)
-        tl.store(dA + n, dA_n + tl.sum(of_decay * delta, 0), mask=inside)
+        so_far = tl.load(dA + n, mask=inside & started, other=0.0)
+        tl.store(carry + n * carry_step, row_of(decay * g, 0), mask=inside)
+        tl.store(dA + n, so_far + tl.sum(of_decay * delta, 0), mask=inside)
     return through_B, through_A

@@ -1,4 +1,4 @@
-"""ss2d by Triton: what the kernels of `triton_forward.py` and `triton_backward.py` are told, and their second stages.
+"""ss2d by Triton: what the kernels of the files beside this one are told, and their second stages.
 
 Images of any strides are read where they lie, unless H and W cannot be seen as one axis. Every direction is launched
 on its own and adds to what those before it left, in float32, so that nothing of the size of K images is ever stored.
@@ -13,12 +13,16 @@ from torch import Tensor
 from triton import cdiv
 
 from ..cross_scan.orders import order_map
-from ..selective_scan.triton_chunks import join
+from ..selective_scan.triton_chunks import block_of, join
 from .layout import chunk_length, empty_image, positions_last, sizes, stored_states
 from .triton_backward import gradients_kernel, pull_kernel
+from .triton_dt import project_back_kernel, project_kernel
 from .triton_forward import forward_kernel
 
-TILE = 16  # steps, and ranks at a time: the least that a matrix product takes
+TILE, GRADIENTS_TILE = 16, 8  # steps that a thread holds: the gradients have twice as much to hold of each
+ROWS, RANKS = 64, 16  # steps, and ranks, of a matrix product
+PRODUCT = {"ROWS": ROWS, "BC": 64, "RB": RANKS, "num_warps": 4, "num_stages": 1}
+PRODUCT_BACK = PRODUCT | {"BC": 32, "num_warps": 8}
 
 
 class _Blocks(NamedTuple):
@@ -30,14 +34,16 @@ class _Blocks(NamedTuple):
     BC: int
 
     @property
-    def tile(self) -> dict[str, int]:
-        return {"T": TILE, "BC": self.BC, "RB": TILE, "num_warps": self.BC // 32, "num_stages": 1}
+    def parts(self) -> int:
+        """What an image's chunks are to the matrix products."""
+        return self.chunks * (self.chunk // ROWS)
+
+    def tile(self, steps: int = TILE) -> dict[str, int]:
+        return {"T": steps, "BC": self.BC, "num_warps": self.BC // 32, "num_stages": 1}
 
 
 def _blocks(L: int, C: int, N: int, device: str) -> _Blocks:
-    """A warp for each 32 channels, and the widest block that adds no empty ones."""
-    chunk = chunk_length(N, device)
-    BC = next(width for width in (128, 64, 32) if -C % width == -C % 32)
+    chunk, BC = chunk_length(N, device), block_of(C)
     return _Blocks(chunk, cdiv(L, chunk), cdiv(C, BC), BC)
 
 
@@ -74,6 +80,20 @@ def _dense(weight: Tensor | None) -> Tensor | None:
     return None if weight is None else weight.contiguous()
 
 
+def _project(
+    x_dbl: Tensor, dt_weight: Tensor, delta_bias: Tensor | None, maps: Tensor, d_state: int, blocks: _Blocks
+) -> Tensor:
+    """delta before its softplus, [K, B * chunks, chunk, C]; x_dbl is [B, L, J]."""
+    batch, L, _ = x_dbl.shape
+    K, C, R = dt_weight.shape
+    raw = dt_weight.new_empty(K, batch * blocks.chunks, blocks.chunk, C)
+    project_kernel[(batch * blocks.parts, cdiv(C, PRODUCT["BC"]), K)](
+        x_dbl, dt_weight, delta_bias, maps, raw, L, C, R, d_state, blocks.parts, *x_dbl.stride()[:2],
+        HAS_BIAS=delta_bias is not None, **PRODUCT,
+    )  # fmt: skip
+    return raw
+
+
 def forward(
     x: Tensor,
     x_dbl: Tensor,
@@ -98,19 +118,19 @@ def forward(
     x, x_dbl = _rows(x, channel_first), _rows(x_dbl, channel_first)
     dt_weight, A = dt_weight.contiguous(), A.contiguous()
     D, delta_bias = _dense(D), _dense(delta_bias)
-    tensors = (x, x_dbl, dt_weight, A, D, delta_bias, order_map(order, H, W, x.device), states)
+    maps = order_map(order, H, W, x.device)
     total = A.new_empty(batch, blocks.chunks, K * C)
     carry = A.new_empty(batch * blocks.chunks, N, C)
-    raw = A.new_empty(batch * max(blocks.chunks, K * (blocks.chunks - 1)), blocks.chunk, C)
 
     def launch(k: int, directions: int, chunks: int, written: Tensor, ends: bool) -> None:
         forward_kernel[(batch * chunks, blocks.channels, directions)](
-            *tensors, total, carry, raw, y.parts, written, L, C, R, N, K, blocks.chunk, k,
+            x, x_dbl, A, D, maps, states, total, carry, raw, y.parts, written, L, C, R, N, K, batch, blocks.chunk, k,
             *x.stride()[:2], *x_dbl.stride()[:2], *y.rows.stride()[:2],
-            HAS_D=D is not None, HAS_BIAS=delta_bias is not None, ENDS=ends, ADD=k > 0, **blocks.tile,
+            HAS_D=D is not None, ENDS=ends, ADD=k > 0, **blocks.tile(),
         )  # fmt: skip
 
     with torch.cuda.device_of(x):
+        raw = _project(x_dbl, dt_weight, delta_bias, maps, N, blocks)
         if blocks.chunks > 1:
             launch(0, K, blocks.chunks - 1, y.parts, True)
             join(states, A, total, reverse=False)
@@ -137,38 +157,45 @@ def backward(
     N, L = A.shape[1], H * W
     blocks = _blocks(L, C, N, x.device.type)
     programs = batch * blocks.chunks
-    weights = [A.new_empty(programs, *size) for size in ((K, C, R), (K * C, N))]
-    weights += [A.new_empty(programs, K * C if w is not None else 0) for w in (D, delta_bias)]
+    dA, dD = A.new_empty(programs, K * C, N), A.new_empty(programs, 0 if D is None else K * C)
+    d_dt_weight = A.new_empty(batch * blocks.parts, K, C, R)
+    dbias = A.new_empty(batch * blocks.parts, 0 if delta_bias is None else K * C)
     dx = _Result.like(x, x.dtype, channel_first, K)
     dx_dbl = _Result.like(x_dbl, x_dbl.dtype, channel_first, 1)
     if batch:
-        one = blocks.channels == 1
-        dp = dx_dbl.rows[None] if one else A.new_empty(blocks.channels, *dx_dbl.rows.shape)
+        # Gradients of B and C, [blocks of channels, B, L, K, 2N]: with one block they are those of x_dbl.
+        rows = dx_dbl.rows.unflatten(2, (K, R + 2 * N))[..., R:]
+        dp = rows[None] if blocks.channels == 1 else A.new_empty(blocks.channels, *rows.shape)
         x, x_dbl, dy = _rows(x, channel_first), _rows(x_dbl, channel_first), _rows(dy, channel_first)
         dt_weight, A = dt_weight.contiguous(), A.contiguous()
-        D, delta_bias = _dense(D), _dense(delta_bias)
+        D, delta_bias, states = _dense(D), _dense(delta_bias), states.contiguous()
         maps = order_map(order, H, W, x.device)
         total = A.new_empty(batch, blocks.chunks, K * C)
         pulled = A.new_empty(batch, blocks.chunks - 1, N, K * C)
-        entered = A.new_empty(programs, blocks.chunk // TILE, N, C)
+        entered = A.new_empty(programs, blocks.chunk // GRADIENTS_TILE, N, C)
         carry = A.new_empty(programs, N, C)
-        raw = A.new_empty(batch * max(blocks.chunks, K * (blocks.chunks - 1)), blocks.chunk, C)
-        has_bias = delta_bias is not None
         with torch.cuda.device_of(x):
+            raw = _project(x_dbl, dt_weight, delta_bias, maps, N, blocks)
             if blocks.chunks > 1:
                 pull_kernel[(batch * (blocks.chunks - 1), blocks.channels, K)](
-                    x_dbl, dt_weight, A, delta_bias, maps, dy, pulled, total, raw, L, C, R, N, K, blocks.chunk,
-                    *x_dbl.stride()[:2], *dy.stride()[:2], HAS_BIAS=has_bias, **blocks.tile,
+                    x_dbl, A, maps, dy, pulled, total, raw, L, C, R, N, K, blocks.chunk,
+                    *x_dbl.stride()[:2], *dy.stride()[:2], **blocks.tile(),
                 )  # fmt: skip
                 join(pulled, A, total, reverse=True)
             for k in range(K):
                 gradients_kernel[(programs, blocks.channels, 1)](
-                    x, x_dbl, dt_weight, A, D, delta_bias, maps, states.contiguous(), dy, pulled, entered, carry, raw,
-                    dx.parts, dx.rows if k == K - 1 else dx.parts, dp, *weights, L, C, R, N, K, blocks.chunk, k,
-                    *x.stride()[:2], *x_dbl.stride()[:2], *dy.stride()[:2], *dx.rows.stride()[:2], *dp.stride()[:3],
-                    HAS_D=D is not None, HAS_BIAS=has_bias, ADD=k > 0, **blocks.tile,
+                    x, x_dbl, A, D, maps, states, dy, pulled, entered, carry, raw, dx.parts,
+                    dx.rows if k == K - 1 else dx.parts, dp, dA, dD, L, C, R, N, K, blocks.chunk, k,
+                    *x.stride()[:2], *x_dbl.stride()[:2], *dy.stride()[:2], *dx.rows.stride()[:2],
+                    dp.stride(0), dp.stride(1), dp.stride(3), dp.stride(2),
+                    HAS_D=D is not None, ADD=k > 0, **blocks.tile(GRADIENTS_TILE),
                 )  # fmt: skip
-        if not one:
-            dx_dbl.rows.copy_(dp.sum(0))
-    d_dt_weight, dA, dD, dbias = (part.sum(0) for part in weights)
-    return dx.finish(channel_first), dx_dbl.finish(channel_first), d_dt_weight, dA, dD, dbias
+            project_back_kernel[(batch * blocks.parts, cdiv(R, RANKS), K)](
+                raw, x_dbl, dt_weight, maps, dx_dbl.rows, d_dt_weight, dbias, L, C, R, N, blocks.parts,
+                *x_dbl.stride()[:2], *dx_dbl.rows.stride()[:2],
+                HAS_BIAS=delta_bias is not None, **PRODUCT_BACK,
+            )  # fmt: skip
+        if blocks.channels > 1:
+            rows.copy_(dp.sum(0))
+    dx_image, dx_dbl_image = dx.finish(channel_first), dx_dbl.finish(channel_first)
+    return dx_image, dx_dbl_image, d_dt_weight.sum(0), dA.sum(0), dD.sum(0), dbias.sum(0)

@@ -8,20 +8,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..selective_scan.triton_tile import copy_state, gradients_tile, pull_tile, scan_tile, softplus, softplus_slope
-from .triton_forward import project, step_sizes
+from ..selective_scan.triton_tile import copy_state, gradients_tile, pull_tile, scan_tile, softplus_slope
+from .triton_forward import step_sizes
 
 NOT_SPECIALIZED = (
-    "L C R chunk k x_batch x_position p_batch p_position dy_batch dy_position "
-    "dx_batch dx_position dp_block dp_batch dp_position"
+    "L C R images chunk k x_batch x_position p_batch p_position dy_batch dy_position "
+    "dx_batch dx_position dp_block dp_batch dp_direction dp_position"
 ).split()
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def pull_kernel(
-    x_dbl, dt_weight, A, delta_bias, maps, dy, pulled, total, raw,
-    L, C, R, N, K, chunk, p_batch, p_position, dy_batch, dy_position,
-    HAS_BIAS: tl.constexpr, T: tl.constexpr, BC: tl.constexpr, RB: tl.constexpr,
+    x_dbl, A, maps, dy, pulled, total, raw, L, C, R, N, K, chunk, p_batch, p_position, dy_batch, dy_position,
+    T: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """The gradient that every chunk but the first hands to the states before it when none reaches it from behind.
 
@@ -36,17 +35,14 @@ def pull_kernel(
     at = k * C + channel
     C64 = C.to(tl.int64)
     KC = K * C64
-    bias = tl.zeros([BC], tl.float32)
-    if HAS_BIAS:
-        bias = tl.load(delta_bias + at, mask=inside, other=0.0)
     kept = pulled + (batch * (chunks - 1) + j - 1) * N * KC + at
     copy_state(kept, kept, False, inside, KC, KC, N)
     sums = tl.zeros([BC], tl.float32)
-    raw += (tl.program_id(2) * tl.num_programs(0).to(tl.int64) + tl.program_id(0)) * chunk * C64 + channel
+    images = tl.num_programs(0) // (chunks - 1)
+    raw += ((k * images + batch) * chunks + j) * chunk * C64 + channel
     tiles = tl.cdiv(tl.minimum(chunk, L - j * chunk), T)
     maps += k * L
     x_dbl += batch * p_batch + k * (R + 2 * N)
-    project(x_dbl, p_position, maps, dt_weight + at * R, inside, j * chunk, L, tiles, R, raw, C, T, RB)
     for i in range(tiles):
         tile = tiles - 1 - i
         step = j * chunk + tile * T + tl.arange(0, T)
@@ -54,7 +50,7 @@ def pull_kernel(
         position = tl.load(maps + step, mask=live, other=0).to(tl.int32)
         mask = live[:, None] & inside[None, :]
         tl.debug_barrier()  # the gradient that the tile behind left is in place
-        delta = tl.where(mask, softplus(step_sizes(raw + tile * T * C, C, bias, inside, T)), 0.0)
+        delta, _ = step_sizes(raw + tile * T * C, C, mask, T)
         places = batch * dy_batch + position[:, None].to(tl.int64) * dy_position + channel[None, :]
         dy_tile = tl.load(dy + places, mask=mask, other=0.0).to(tl.float32)
         row = x_dbl + position.to(tl.int64) * p_position + R + N
@@ -65,19 +61,17 @@ def pull_kernel(
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def gradients_kernel(
-    x, x_dbl, dt_weight, A, D, delta_bias, maps, states, dy, pulled, entered, carry, raw,
-    dx_before, dx, dp, d_dt_weight, dA, dD, dbias,
+    x, x_dbl, A, D, maps, states, dy, pulled, entered, carry, raw, dx_before, dx, dp, dA, dD,
     L, C, R, N, K, chunk, k,
     x_batch, x_position, p_batch, p_position, dy_batch, dy_position,
-    dx_batch, dx_position, dp_block, dp_batch, dp_position,
-    HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, ADD: tl.constexpr,
-    T: tl.constexpr, BC: tl.constexpr, RB: tl.constexpr,
+    dx_batch, dx_position, dp_block, dp_batch, dp_direction, dp_position,
+    HAS_D: tl.constexpr, ADD: tl.constexpr, T: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """All gradients of one direction: dx, with dx_before added if ADD; dp, those of x_dbl, one sum for each block of
-    channels; and of the weights one sum for each chunk, [B * chunks, *the weight].
+    """Gradients of one direction: dx, with dx_before added if ADD; dp, those of B and C, one sum for each block of
+    channels; of A and D one sum for each chunk, [B * chunks, *the weight]; and in raw's place that of raw.
 
     entered [B * chunks, chunk / T, N, C] and carry [B * chunks, N, C] are scratch: the states before each tile, and the
-    gradient of the state on its way back; so is raw [B * chunks, chunk, C].
+    gradient of the state on its way back.
     """
     chunks = tl.cdiv(L, chunk)
     program = tl.program_id(0).to(tl.int64)
@@ -89,10 +83,7 @@ def gradients_kernel(
     at = k * C + channel
     C64 = C.to(tl.int64)
     KC = K * C64
-    bias = tl.zeros([BC], tl.float32)
     skip = tl.zeros([BC], tl.float32)
-    if HAS_BIAS:
-        bias = tl.load(delta_bias + at, mask=inside, other=0.0)
     if HAS_D:
         skip = tl.load(D + at, mask=inside, other=0.0)
     slot = (batch * (chunks - 1) + j) * N * KC + at  # of the state at the end of the chunk
@@ -100,15 +91,13 @@ def gradients_kernel(
     tile_states = N * C64
     entered += program * (chunk // T) * tile_states + channel
     carry += program * tile_states + channel
-    raw += program * chunk * C64 + channel
+    raw += (k * tl.num_programs(0) + program) * chunk * C64 + channel
     copy_state(states + slot - N * KC, entered, j > 0, inside, KC, C64, N)
     copy_state(pulled + slot, carry, j < chunks - 1, inside, KC, C64, N)
 
     maps += k * L
-    column = k * (R + 2 * N)
-    x_dbl += batch * p_batch + column
-    dp += tl.program_id(1) * dp_block + batch * dp_batch + column
-    project(x_dbl, p_position, maps, dt_weight + at * R, inside, j * chunk, L, tiles, R, raw, C, T, RB)
+    x_dbl += batch * p_batch + k * (R + 2 * N) + R
+    dp += tl.program_id(1) * dp_block + batch * dp_batch + k * dp_direction
 
     for i in range(tiles - 1):
         step = j * chunk + i * T + tl.arange(0, T)
@@ -116,17 +105,16 @@ def gradients_kernel(
         position = tl.load(maps + step, mask=live, other=0).to(tl.int32)
         mask = live[:, None] & inside[None, :]
         tl.debug_barrier()  # the states that the tile before left are in place
-        delta = tl.where(mask, softplus(step_sizes(raw + i * T * C, C, bias, inside, T)), 0.0)
+        delta, _ = step_sizes(raw + i * T * C, C, mask, T)
         places = batch * x_batch + position[:, None].to(tl.int64) * x_position + channel[None, :]
         u = tl.load(x + places, mask=mask, other=0.0).to(tl.float32)
-        B = x_dbl + position.to(tl.int64) * p_position + R
+        B = x_dbl + position.to(tl.int64) * p_position
         scan_tile(
             u, delta, u, live, inside, A + at * N, B, B, 0, 1, 1,
             entered + i * tile_states, entered + (i + 1) * tile_states, C64, C64, N, False,
         )  # fmt: skip
 
     sum_D = tl.zeros([BC], tl.float32)
-    sum_bias = tl.zeros([BC], tl.float32)
     for i in range(tiles):
         tile = tiles - 1 - i
         step = j * chunk + tile * T + tl.arange(0, T)
@@ -135,13 +123,13 @@ def gradients_kernel(
         mask = live[:, None] & inside[None, :]
         tl.debug_barrier()  # what the tile behind left is in place
         raw_tile = raw + tile * T * C
-        delta = tl.where(mask, softplus(step_sizes(raw_tile, C, bias, inside, T)), 0.0)
+        delta, _ = step_sizes(raw_tile, C, mask, T)
         places = batch * x_batch + position[:, None].to(tl.int64) * x_position + channel[None, :]
         u = tl.load(x + places, mask=mask, other=0.0).to(tl.float32)
         d_places = batch * dy_batch + position[:, None].to(tl.int64) * dy_position + channel[None, :]
         dy_tile = tl.load(dy + d_places, mask=mask, other=0.0).to(tl.float32)
-        B = x_dbl + position.to(tl.int64) * p_position + R
-        dB = dp + position.to(tl.int64) * dp_position + R
+        B = x_dbl + position.to(tl.int64) * p_position
+        dB = dp + position.to(tl.int64) * dp_position
         through_B, through_A = gradients_tile(
             delta, u, dy_tile, live, inside, A + at * N, B, B, N, 1, 1,
             entered + tile * tile_states, C64, carry, C64,
@@ -152,35 +140,10 @@ def gradients_kernel(
         if ADD:
             du += tl.load(dx_before + dx_places, mask=mask, other=0.0)
         tl.store(dx + dx_places, du.to(dx.dtype.element_ty), mask=mask)
-        slope = softplus_slope(step_sizes(raw_tile, C, bias, inside, T))
-        draw = tl.where(mask, (through_B * u + through_A) * slope, 0.0)
+        raw_places = raw_tile[None, :] + tl.arange(0, T)[:, None] * C
+        slope = softplus_slope(tl.load(raw_places, mask=mask, other=0.0))
         sum_D += tl.sum(dy_tile * u, 0)
-        sum_bias += tl.sum(draw, 0)
         tl.debug_barrier()
-        tl.store(raw_tile[None, :] + tl.arange(0, T)[:, None] * C, draw, mask=inside[None, :])
+        tl.store(raw_places, (through_B * u + through_A) * slope, mask=mask)
     if HAS_D:
         tl.store(dD + program * KC + at, sum_D, mask=inside)
-    if HAS_BIAS:
-        tl.store(dbias + program * KC + at, sum_bias, mask=inside)
-
-    tl.debug_barrier()  # raw now holds the gradient of what `project` put there
-    for start in range(0, R, RB):
-        r = start + tl.arange(0, RB)
-        ranks = r < R
-        weights = at[:, None] * R + r[None, :]
-        weight_mask = inside[:, None] & ranks[None, :]
-        w = tl.load(dt_weight + weights, mask=weight_mask, other=0.0)
-        d_w = tl.zeros([BC, RB], tl.float32)
-        for i in range(tiles):
-            row = i * T + tl.arange(0, T)
-            live = j * chunk + row < L
-            position = tl.load(maps + j * chunk + row, mask=live, other=0).to(tl.int32)
-            draw = tl.load(raw[None, :] + row[:, None] * C, mask=inside[None, :], other=0.0)
-            mask = live[:, None] & ranks[None, :]
-            dt = tl.load(x_dbl + position[:, None].to(tl.int64) * p_position + r[None, :], mask=mask, other=0.0).to(
-                tl.float32
-            )
-            d_w = tl.dot(tl.trans(draw), dt, d_w, input_precision="tf32x3")
-            ddt = tl.dot(draw, w, input_precision="tf32x3").to(dp.dtype.element_ty)
-            tl.store(dp + position[:, None].to(tl.int64) * dp_position + r[None, :], ddt, mask=mask)
-        tl.store(d_dt_weight + program * KC * R + weights, d_w, mask=weight_mask)

@@ -12,52 +12,22 @@ from ..selective_scan.triton_tile import copy_state, scan_tile, softplus
 
 # Strides over rows stay unknown to the compiler: knowing them it would make wider loads, and lose the layout in which a
 # thread holds all steps of its channels and a scan costs nothing.
-NOT_SPECIALIZED = ("L C R chunk first_k x_batch x_position p_batch p_position y_batch y_position").split()
+NOT_SPECIALIZED = ("L C R images chunk first_k x_batch x_position p_batch p_position y_batch y_position").split()
 
 
 @triton.jit
-def project(
-    x_dbl, row_step, maps, weights, inside, first, last, tiles, R, raw, raw_step, T: tl.constexpr, RB: tl.constexpr
-):
-    """Writes dt_weight dt for the steps from `first` on, `tiles` of T, to `raw`; dt begins each row of x_dbl.
-
-    Through memory, and not as values, because the layout of a matrix product would spread to the scan.
-    """
-    for start in range(0, R, RB):
-        r = start + tl.arange(0, RB)
-        ranks = r < R
-        w = tl.load(weights[None, :] + r[:, None], mask=ranks[:, None] & inside[None, :], other=0.0)
-        for i in range(tiles):
-            row = i * T + tl.arange(0, T)
-            live = first + row < last
-            position = tl.load(maps + first + row, mask=live, other=0).to(tl.int32)
-            places = raw[None, :] + row[:, None] * raw_step
-            before = tl.load(places, mask=inside[None, :] & (start > 0), other=0.0)
-            dt = tl.load(
-                x_dbl + position[:, None].to(tl.int64) * row_step + r[None, :],
-                mask=live[:, None] & ranks[None, :],
-                other=0.0,
-            )
-            product = tl.dot(dt.to(tl.float32), w, before, input_precision="tf32x3")
-            tl.debug_barrier()
-            tl.store(places, product, mask=inside[None, :])
-    tl.debug_barrier()
-
-
-@triton.jit
-def step_sizes(raw, row_step, bias, inside, T: tl.constexpr):
-    """What `project` wrote for a tile, plus delta_bias: [T, BC]."""
-    places = raw[None, :] + tl.arange(0, T)[:, None] * row_step
-    return tl.load(places, mask=inside[None, :], other=0.0) + bias[None, :]
+def step_sizes(raw, row_step, mask, T: tl.constexpr):
+    """delta of a tile, 0 at steps that do not exist, and what it was before its softplus: [T, BC]."""
+    before = tl.load(raw[None, :] + tl.arange(0, T)[:, None] * row_step, mask=mask, other=0.0)
+    return tl.where(mask, softplus(before), 0.0), before
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def forward_kernel(
-    x, x_dbl, dt_weight, A, D, delta_bias, maps, states, total, carry, raw, y_before, y,
-    L, C, R, N, K, chunk, first_k,
+    x, x_dbl, A, D, maps, states, total, carry, raw, y_before, y,
+    L, C, R, N, K, images, chunk, first_k,
     x_batch, x_position, p_batch, p_position, y_batch, y_position,
-    HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, ENDS: tl.constexpr, ADD: tl.constexpr,
-    T: tl.constexpr, BC: tl.constexpr, RB: tl.constexpr,
+    HAS_D: tl.constexpr, ENDS: tl.constexpr, ADD: tl.constexpr, T: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """ENDS: the states [B, chunks - 1, N, K*C] that the chunks but the last leave when they enter with zeros, and the
     sums of delta over them, total [B, chunks, K*C]. Else y, from the true states, with y_before added if ADD.
@@ -73,9 +43,6 @@ def forward_kernel(
     C64 = C.to(tl.int64)
     KC = K * C64
 
-    bias = tl.zeros([BC], tl.float32)
-    if HAS_BIAS:
-        bias = tl.load(delta_bias + at, mask=inside, other=0.0)
     if HAS_D:
         skip = tl.load(D + at, mask=inside, other=0.0)
     slot = (batch * (chunks - 1) + j) * N * KC + at  # of the state at the end of the chunk
@@ -89,19 +56,17 @@ def forward_kernel(
         kept_step = C64
         copy_state(states + slot - N * KC, kept, j > 0, inside, KC, kept_step, N)
 
-    program = tl.program_id(2) * tl.num_programs(0).to(tl.int64) + tl.program_id(0)
-    raw += program * chunk * C64 + channel
+    raw += ((k * images + batch) * chunks + j) * chunk * C64 + channel
     tiles = tl.cdiv(tl.minimum(chunk, L - j * chunk), T)
     maps += k * L
     x_dbl += batch * p_batch + k * (R + 2 * N)
-    project(x_dbl, p_position, maps, dt_weight + at * R, inside, j * chunk, L, tiles, R, raw, C, T, RB)
     for i in range(tiles):
         step = j * chunk + i * T + tl.arange(0, T)
         live = step < L
         position = tl.load(maps + step, mask=live, other=0).to(tl.int32)
         mask = live[:, None] & inside[None, :]
         tl.debug_barrier()  # the states that the tile before left are in place
-        delta = tl.where(mask, softplus(step_sizes(raw + i * T * C, C, bias, inside, T)), 0.0)
+        delta, _ = step_sizes(raw + i * T * C, C, mask, T)
         places = batch * x_batch + position[:, None].to(tl.int64) * x_position + channel[None, :]
         u = tl.load(x + places, mask=mask, other=0.0).to(tl.float32)
         merged = tl.zeros([T, BC], tl.float32)
