@@ -55,13 +55,13 @@ CASES = [
     dict(order="unidi", size=(1, 9), N=2, R=1, C=4),
     dict(order="bidi", size=(9, 1), N=3, R=17, C=7, batch=1),
     dict(order="rot90", size=(3, 5), N=1, R=1, C=1, batch=1),
-    dict(order="cascade2d", size=(2, 6), N=5, R=5, C=33, batch=1),
     dict(order="rows", size=(1, 1), N=1, R=2, C=3),
     dict(order="rows_both", size=(1, 17), N=1, R=3, C=96, batch=1),
     dict(order="columns_both", size=(90, 1), N=1, R=3, C=2, batch=1),
-    dict(order="test_spiral", size=(5, 13), N=1, R=2, C=3, batch=1),
 ]
 SLOW = [
+    dict(order="test_spiral", size=(5, 13), N=1, R=2, C=3, batch=1),
+    dict(order="cascade2d", size=(2, 6), N=5, R=5, C=33, batch=1),
     dict(order="cross2d", size=(14, 14), N=1, R=24, C=100),
     dict(order="cross2d", size=(17, 33), N=1, R=6, C=48, batch=1),
     dict(order="rows", size=(10, 13), N=33, R=2, C=3, batch=1),
@@ -103,7 +103,7 @@ def test_any_strides() -> None:
     assert torch.equal(alike[0], y[0]) and torch.equal(alike[2], y[0])
 
 
-@pytest.mark.parametrize("channel_first", [False, True])
+@pytest.mark.parametrize("channel_first", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_every_value_is_written_and_runs_are_alike(channel_first: bool) -> None:
     tensors = case(size=(5, 14), order="rows_both", N=1, R=2, C=3, batch=1)
     dy = torch.randn(tensors[0].shape)
