@@ -56,7 +56,7 @@ test-slow: $(READY) ## what does not fit the budget of `make test`
 # One rule: everything in tests/kernels that needs no GPU, what is slow included. `make test` runs the part not slow.
 kernel-gates: $(READY) ## every check of the kernels that needs no GPU; what a missing tool skips is named at the end
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PY) -m pytest tests/kernels -n auto --dist worksteal -m "not gpu" $(ARGS)
-	$(PY) kernels/benchmarks/gates.py
+	PYTHONPATH=tests $(PY) -m kernels.print_gates
 
 bench: $(READY) ## operators and networks against their peers, side by side, in about 15 minutes
 	$(PY) kernels/benchmarks/ss2d.py --device cpu --budget 150

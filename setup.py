@@ -27,8 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from setuptools import Command, setup
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # setuptools before 70.1 builds the libraries in place, but no wheel
+    bdist_wheel = Command
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "kernels" / "csrc"
@@ -123,7 +127,8 @@ def cuda_compiler() -> str:
     found = shutil.which("nvcc", path=str(Path(home) / "bin")) if home else shutil.which("nvcc")
     found = found or shutil.which("/usr/local/cuda/bin/nvcc")
     if found is None:
-        raise CannotBuild("there is no nvcc; install the CUDA toolkit and set CUDA_HOME to its folder")
+        where = f" in {home}, where CUDA_HOME points" if home else ""
+        raise CannotBuild(f"there is no nvcc{where}; install the CUDA toolkit and set CUDA_HOME to its folder")
     return found
 
 

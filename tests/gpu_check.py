@@ -14,7 +14,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +100,14 @@ KNOWN = (
         "--batch 128 --amp bfloat16",
         "--batch 1 --size 32 --networks vmamba_tiny_s1l8",
         ("timm",),
+        plot=False,
+    ),
+    Benchmark(
+        "compiled",
+        "compiled",
+        "--batch 32 --rounds 5 --models vmamba_tiny_s1l8",
+        None,
+        ("timm", "triton"),
         plot=False,
     ),
 )
@@ -205,13 +212,14 @@ def build(check: Check) -> Iterator[Outcome]:
     if why:
         yield Outcome("build", "skipped", detail=why)
         return
-    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc") or os.environ.get("CUDA_HOME")
+    asked = check.run("find_nvcc", ["-c", "import setup; setup.cuda_compiler()"], 60)
+    nvcc = asked.status == "passed"
     settings = {"VMAMBA_BUILD": "cpu" if check.device == "cpu" else "cuda" if nvcc else "auto"}
     if "capability" in check.facts:
         settings["TORCH_CUDA_ARCH_LIST"] = check.facts["capability"]
     yield check.run("build", ["-c", "import setup; setup.build_native()"], 240, **settings)
     if check.device == "cuda" and not nvcc:
-        yield Outcome("build the CUDA library", "skipped", detail="there is no nvcc on the PATH, nor CUDA_HOME")
+        yield Outcome("build the CUDA library", "skipped", detail=asked.detail.removeprefix("setup.CannotBuild: "))
 
 
 def doctor(check: Check) -> Iterator[Outcome]:
@@ -220,13 +228,22 @@ def doctor(check: Check) -> Iterator[Outcome]:
 
 
 def collected(check: Check, folder: str, marks: str) -> tuple[list[str], Outcome]:
-    """What to run, each in a process of its own: the files of a folder with such tests, and each sanitizer's test."""
+    """The node ids of a folder's tests with some marks."""
     name = f"collect_{folder}_{marks.replace(' ', '_')}"
     outcome = check.run(name, [*PYTEST, "-q", "-q", "--collect-only", "-m", marks, f"tests/{folder}"], 120)
     if outcome.status == "failed" and "no tests" in outcome.detail:
         outcome.status = "passed"
-    tests = [line for line in check.log(name) if line.startswith("tests/") and ".py::" in line]
-    return list(dict.fromkeys(test if "sanitizer" in test else test.split("::")[0] for test in tests)), outcome
+    return [line for line in check.log(name) if line.startswith("tests/") and ".py::" in line], outcome
+
+
+def grouped(tests: list[str], slow: bool) -> dict[str, list[str]]:
+    """The tests of each process, by its name: a file's, or of slow ones a single test."""
+    groups: dict[str, list[str]] = {}
+    for test in tests:
+        what = test if slow else test.split("::")[0]
+        name = re.sub(r"\W+", "_", what.removeprefix("tests/").replace(".py", "")).strip("_")
+        groups.setdefault(name, []).append(test)
+    return groups
 
 
 def pytest_outcome(check: Check, name: str, selected: list[str], marks: str, limit: float) -> Outcome:
@@ -267,7 +284,7 @@ def tests(check: Check) -> Iterator[Outcome]:
 
 
 def slow_tests(check: Check) -> Iterator[Outcome]:
-    """compute-sanitizer, a process a tool, and the tests of tensors beyond 2^31 elements."""
+    """A process a test: compute-sanitizer's several at once, those of tensors beyond 2^31 elements one by one."""
     yield from marked_tests(check, "gpu and slow", min(check.jobs, 4), 180)
 
 
@@ -288,14 +305,17 @@ def marked_tests(check: Check, marks: str, jobs: int, limit: float) -> Iterator[
         if outcome.status != "passed":
             yield outcome
 
-    def one(what: str) -> Outcome:
-        file, _, test = what.removeprefix("tests/").partition(".py")
-        parameter = test.rpartition("[")[2] or ("" if "not slow" in marks else "slow")
-        name = re.sub(r"\W+", "_", f"{file} {parameter}").strip("_")
-        return pytest_outcome(check, name, [what], marks, limit)
+    groups = grouped(selected, slow="not slow" not in marks)
 
-    with ThreadPoolExecutor(jobs) as pool:
-        yield from pool.map(one, sorted(selected, key=lambda what: "sanitizer" not in what))
+    def one(name: str) -> Outcome:
+        return pytest_outcome(check, name, groups[name], marks, limit)
+
+    # A slow test that is no sanitizer's fills the memory of the GPU: never two of them at once.
+    large = [name for name in groups if "not slow" not in marks and "sanitizer" not in name]
+    with ThreadPoolExecutor(jobs) as pool, ThreadPoolExecutor(1) as alone:
+        found = [(alone if name in large else pool).submit(one, name) for name in groups]
+        for each in found:
+            yield each.result()
 
 
 def benchmarks(check: Check) -> Iterator[Outcome]:

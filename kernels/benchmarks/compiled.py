@@ -8,9 +8,11 @@ The ratio is the median over the rounds of eager time by compiled time: above 1,
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -65,16 +67,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--dynamic", action="store_true", help="compile for any height and width")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args(argv)
+    torch.backends.cudnn.allow_tf32 = False  # eager and compiled have to agree to the rounding of float32
     print(__doc__)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.batch} x 3 x {options.size}^2\n")
     print("| model | eager, ms | compiled, ms | eager / compiled |\n|---|---|---|---|")
+    rows: list[dict[str, object]] = []
     ratios = []
     for name in options.models:
         eager, fast, ratio = compare(name, options.device, options.batch, options.size, options.rounds, options.dynamic)
         ratios.append(ratio)
+        rows.append({"model": name, "eager_ms": eager * 1e3, "compiled_ms": fast * 1e3, "ratio": ratio})
         print(f"| {name} | {eager * 1e3:.1f} | {fast * 1e3:.1f} | {ratio:.2f} |", flush=True)
     print(f"\nleast ratio: {min(ratios):.2f}")
+    if options.json:
+        setting = {"torch": torch.__version__, "device": options.device, "batch": options.batch, "size": options.size}
+        options.json.write_text(json.dumps({"setting": setting, "rows": rows}, indent=2) + "\n")
     return 0
 
 

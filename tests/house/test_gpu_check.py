@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import re
+import runpy
 import subprocess
 import sys
 import time
@@ -43,6 +45,14 @@ def load() -> ModuleType:
 
 
 gpu_check = load()
+MODULES = [path.stem for path in gpu_check.BENCHMARKS.glob("*.py")]
+# No nvcc in the usual place, and the setuptools of before 70.1.
+OLD_SETUPTOOLS = """
+import shutil, sys
+sys.modules["setuptools.command.bdist_wheel"] = None
+found = shutil.which
+shutil.which = lambda name, *given, **named: None if "nvcc" in str(name) else found(name, *given, **named)
+"""
 
 
 @pytest.fixture
@@ -93,6 +103,86 @@ def test_every_known_benchmark_is_there() -> None:
         assert (gpu_check.BENCHMARKS / f"{known.command}.py").is_file()
     for name in gpu_check.NOT_COMMANDS:
         assert "__main__" not in (gpu_check.BENCHMARKS / f"{name}.py").read_text()
+
+
+COMMANDS = sorted({path.stem for path in gpu_check.BENCHMARKS.glob("*.py")} - gpu_check.NOT_COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_benchmark_takes_what_it_is_given(command: str, monkeypatch, tmp_path: Path) -> None:
+    """Its own parser reads the options of every run, and is left before anything is measured."""
+    options = [known.gpu.split() for known in gpu_check.KNOWN if known.command == command] or [[]]
+    if command in {known.command for known in gpu_check.KNOWN if "timm" in known.needs}:
+        pytest.importorskip("timm")
+    parse = argparse.ArgumentParser.parse_args
+    parsed: list[argparse.Namespace] = []
+
+    def parse_and_leave(parser: argparse.ArgumentParser, given: object = None, namespace: object = None) -> None:
+        parsed.append(parse(parser, given, namespace))
+        raise SystemExit("parsed")
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_leave)
+    monkeypatch.syspath_prepend(str(gpu_check.BENCHMARKS))
+    hidden = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
+    script = str(gpu_check.BENCHMARKS / f"{command}.py")
+    try:
+        for given in options:
+            monkeypatch.setattr(
+                sys, "argv", [script, "--device", "cuda", *given, "--json", str(tmp_path / "figures.json")]
+            )
+            with pytest.raises(SystemExit, match="^parsed$"):
+                runpy.run_path(script, run_name="__main__")
+            assert parsed[-1].device == "cuda" and parsed[-1].json == tmp_path / "figures.json"
+    finally:
+        for name in MODULES:
+            sys.modules.pop(name, None)
+        sys.modules.update(hidden)
+
+
+def test_each_test_runs_once_and_large_ones_alone(check, monkeypatch) -> None:
+    small = [f"tests/kernels/test_cuda_sanitizers.py::test_nothing[scans-{tool}]" for tool in "abc"]
+    large = [f"tests/kernels/test_{name}.py::test_beyond" for name in "xyz"]
+    monkeypatch.setattr(gpu_check, "TEST_FOLDERS", {"kernels": ()})
+    found = [large[0], *small, *large[1:]]
+    monkeypatch.setattr(gpu_check, "collected", lambda *_: (found, gpu_check.Outcome("collect", "passed")))
+    running, most, ran = set(), [], []
+
+    def outcome(check: object, name: str, selected: list[str], marks: str, limit: float) -> object:
+        running.add(name)
+        time.sleep(0.05)
+        most.append(sum("sanitizer" not in other for other in running))
+        running.remove(name)
+        ran.extend(selected)
+        return gpu_check.Outcome(name, "passed")
+
+    monkeypatch.setattr(gpu_check, "pytest_outcome", outcome)
+    names = [each.step for each in gpu_check.marked_tests(check, "gpu and slow", 3, 10)]
+    assert sorted(ran) == sorted(found) and max(most) == 1 and len(set(names)) == len(found)
+    assert gpu_check.grouped([*found, large[0] + "[2]"], slow=False) == {
+        "kernels_test_x": [large[0], large[0] + "[2]"],
+        "kernels_test_cuda_sanitizers": small,
+        "kernels_test_y": large[1:2],
+        "kernels_test_z": large[2:],
+    }
+
+
+def test_a_compiler_that_is_not_there_is_named(check, monkeypatch, tmp_path: Path) -> None:
+    """Asked of setup.py, whose own search falls back on the usual place of nvcc; a setuptools without bdist_wheel."""
+    (tmp_path / "sitecustomize.py").write_text(OLD_SETUPTOOLS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    check.device, check.facts = "cuda", {}
+    run, given = check.run, {}
+
+    def run_all_but_the_build(name: str, command: list[str], limit: float, **environment: str) -> object:
+        given[name] = environment
+        return gpu_check.Outcome(name, "passed") if name == "build" else run(name, command, limit, **environment)
+
+    monkeypatch.setattr(check, "run", run_all_but_the_build)
+    built, skipped = gpu_check.build(check)
+    assert built.status == "passed" and given["build"]["VMAMBA_BUILD"] == "auto"
+    assert skipped.status == "skipped"
+    assert skipped.detail.startswith(f"there is no nvcc in {tmp_path}, where CUDA_HOME points")
 
 
 def test_a_step_that_hangs_is_cut_with_its_children(check) -> None:

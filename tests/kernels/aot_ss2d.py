@@ -36,18 +36,21 @@ def scan(
         instructions=instructions,
         num_warps=channels // 32,
         divisible=() if d_state == 1 else ("N",),
-        load_bits=0,
-        store_bits=0,
+        load_bits=32,
+        store_bits=32,
     )
 
 
-def forward(dtype: str, d_state: int, channels: int, *, ends: bool, instructions: float) -> AotKernel:
+def forward(
+    dtype: str, d_state: int, channels: int, *, ends: bool, registers: int = 255, instructions: float
+) -> AotKernel:
     """y of one direction, added to that of those before it; or the states that chunks leave (`ends`)."""
     tensors = {"x": f"*{dtype}", "x_dbl": f"*{dtype}", "A": FP32, "D": FP32, "maps": "*i64"}
     tensors |= dict.fromkeys(("states", "total", "carry", "raw", "y_before", "y"), FP32)
     sizes = "L C R N K images chunk first_k x_batch x_position p_batch p_position y_batch y_position"
     return scan(
-        FORWARD, tensors, sizes, d_state, channels, instructions=instructions, HAS_D=True, ENDS=ends, ADD=not ends
+        FORWARD, tensors, sizes, d_state, channels, registers=registers, instructions=instructions,
+        HAS_D=True, ENDS=ends, ADD=not ends,
     )  # fmt: skip
 
 
@@ -98,17 +101,17 @@ def join(d_state: int, *, reverse: bool) -> AotKernel:
         JOIN,
         signature(tensors, "kept N KC", d_state),
         constants(d_state, REVERSE=reverse, HAS_LAST=False, SLOTS=16, CHANNELS=128),
-        registers=128,
+        registers=96 if d_state == 1 else 104,
         divisible=() if d_state == 1 else ("N",),
-        load_bits=0,
-        store_bits=0,
+        load_bits=32,
+        store_bits=32,
     )
 
 
 # Channels of a program: 32 at stage 1 of VMamba-T (96 channels), 64 at stage 2, 128 at stages 3 and 4. The kernels
 # read no vectors, on purpose: a thread holds all steps of one channel.
 KERNELS = [
-    forward("bf16", 1, 32, ends=False, instructions=100),
+    forward("bf16", 1, 32, ends=False, registers=200, instructions=95),
     forward("bf16", 1, 64, ends=False, instructions=100),
     forward("bf16", 1, 128, ends=False, instructions=100),
     forward("fp32", 1, 128, ends=False, instructions=100),

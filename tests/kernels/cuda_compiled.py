@@ -32,6 +32,7 @@ from pathlib import Path
 from types import ModuleType
 
 from . import sass
+from .compiler_version import version
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "kernels" / "csrc" / "cuda"
@@ -77,10 +78,11 @@ def ceilings(source: str, architecture: str) -> dict[tuple[str, int], int]:
 
 
 def compiled(source: str, architecture: str) -> tuple[Path, str]:
-    """The cubin of a source (or the sample) and what ptxas said of it, made once for each state of the sources."""
+    """The cubin of a source (or the sample) and what ptxas said of it, made once for each state of sources and nvcc."""
     path = SOURCES / f"{source}.cu" if (SOURCES / f"{source}.cu").exists() else SAMPLE
     files = sorted([*SOURCES.parent.glob("common/*.h"), *SOURCES.glob("*.h"), path])
-    digest = hashlib.sha256(" ".join(FLAGS).encode() + b"".join(p.read_bytes() for p in files)).hexdigest()[:16]
+    described = " ".join([*FLAGS, version(str(NVCC))]).encode()
+    digest = hashlib.sha256(described + b"".join(p.read_bytes() for p in files)).hexdigest()[:16]
     folder = ROOT / "build" / "cuda_compiled"
     folder.mkdir(parents=True, exist_ok=True)
     cubin = folder / f"{source}-{architecture}-{digest}.cubin"

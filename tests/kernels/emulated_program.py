@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .compiler_version import version
+
 ROOT = Path(__file__).resolve().parents[2]
 HARNESS = Path(__file__).parent / "cuda_emulation"
 KERNELS = ROOT / "kernels" / "csrc" / "cuda"
@@ -29,9 +31,10 @@ ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 5e-3, torch.float16: 7e-4}
 
 
 def program(kind: str, source: str = "run_cases") -> Path:
-    """The compiled harness `source`, built once for each state of all sources."""
+    """The compiled harness `source`, built once for each state of all sources and of g++."""
     sources = sorted([*HARNESS.glob("*"), *KERNELS.glob("*.h"), *KERNELS.parent.glob("common/*.h")])
-    digest = hashlib.sha256("".join(FLAGS[kind]).encode() + b"".join(p.read_bytes() for p in sources)).hexdigest()
+    described = " ".join([*FLAGS[kind], version("g++")]).encode()
+    digest = hashlib.sha256(described + b"".join(p.read_bytes() for p in sources)).hexdigest()
     folder = ROOT / "build" / "cuda_emulated"
     folder.mkdir(parents=True, exist_ok=True)
     built = folder / f"{source}-{kind}-{digest[:16]}"

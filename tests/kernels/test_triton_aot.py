@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from .triton_aot import AotKernel, Compiled, compile_all, missing
+from .triton_aot import PACKAGE, AotKernel, Compiled, compile_all, missing
 
 FILES = sorted(path.stem for path in Path(__file__).parent.glob("aot_*.py"))
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "all is here")
+compiles = pytest.mark.skipif(bool(missing()), reason=missing() or "all is here")
 
 
 def kernels(file: str) -> list[AotKernel]:
@@ -34,12 +35,14 @@ def faults(kernel: AotKernel, compiled: Compiled) -> list[str]:
     return [text for text, wrong in tests.items() if wrong]
 
 
+@compiles
 @pytest.mark.parametrize("file", FILES)
 def test_the_first_kernel_stays_below_its_ceilings(file):
     kernel = kernels(file)[0]
     assert not faults(kernel, compile_all([kernel])[0])
 
 
+@compiles
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
 def test_every_kernel_stays_below_its_ceilings(file):
@@ -50,6 +53,30 @@ def test_every_kernel_stays_below_its_ceilings(file):
     assert not {label: wrong for label, wrong in found.items() if wrong}
 
 
+def launched(file: Path) -> set[str]:
+    """The kernels that a module launches, `name[grid](...)`, as "module:name" of where they are defined."""
+    own = ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts)
+    tree = ast.parse(file.read_text())
+    modules = {node.name: own for node in tree.body if isinstance(node, ast.FunctionDef)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            above = own.split(".")[: -node.level] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            modules |= {name.asname or name.name: source for name in node.names}
+    calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
+    subscripted = (func.value for func in calls if isinstance(func, ast.Subscript))
+    names = {value.id for value in subscripted if isinstance(value, ast.Name)}
+    return {f"{modules[name]}:{name}" for name in names if name in modules}
+
+
+def test_every_kernel_that_is_launched_is_described():
+    found = set().union(*map(launched, PACKAGE.rglob("triton*.py")))
+    described = {kernel.kernel for file in FILES for kernel in kernels(file)}
+    assert found == described
+    assert len(found) > 15
+
+
+@compiles
 def test_the_gates_see_what_is_wrong():
     kernel = "triton_planted:sorted_sums"
     pointers = {"x": "*fp32", "y": "*fp32"}

@@ -1,6 +1,6 @@
 """Prints what the compilers make of every CUDA and Triton kernel, as Markdown tables; needs no GPU.
 
-    python kernels/benchmarks/gates.py [--architecture sm_90]
+    PYTHONPATH=tests python -m kernels.print_gates [--architecture sm_90]
 
 CUDA: nvcc; a row for each instance. tests/kernels/cuda_registers_*.py says which kernels have their instructions
 counted, and at how many positions a loop; on sm_90, in the instance for bfloat16. Triton: ahead of time; a row for each
@@ -11,19 +11,13 @@ description in tests/kernels/aot_*.py. The ceilings stand there too; how instruc
 from __future__ import annotations
 
 import argparse
-import sys
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
-TESTS = Path(__file__).resolve().parents[2] / "tests" / "kernels"
+from . import cuda_compiled as cuda
+from . import triton_aot
 
-
-def harness(module: str) -> ModuleType:
-    """A module of tests/kernels, which is no installed package: it is found in a package of its own, `kernel_gates`."""
-    package = sys.modules.setdefault("kernel_gates", ModuleType("kernel_gates"))
-    package.__path__ = [str(TESTS)]
-    return import_module(f"kernel_gates.{module}")
+FOLDER = Path(__file__).parent
 
 
 def row(*cells: object) -> None:
@@ -37,7 +31,6 @@ def header(*cells: str) -> None:
 
 def cuda_table(architecture: str) -> None:
     """Every instance of every kernel of every CUDA source."""
-    cuda = harness("cuda_compiled")
     if cuda.NVCC is None:
         print("No nvcc: the CUDA kernels are not compiled.\n")
         return
@@ -62,14 +55,13 @@ def cuda_table(architecture: str) -> None:
 
 def triton_table(architecture: int) -> None:
     """Every described instance of every Triton kernel."""
-    triton_aot = harness("triton_aot")
     if triton_aot.missing():
         print(f"{triton_aot.missing()}.\n")
         return
     header("operator", "instance", "registers (ceiling)", "spilled bytes", "shared bytes", "widest read, write (bits)",
            "instructions per element (ceiling)")  # fmt: skip
-    for file in sorted(path.stem for path in TESTS.glob("aot_*.py")):
-        kernels = harness(file).KERNELS
+    for file in sorted(path.stem for path in FOLDER.glob("aot_*.py")):
+        kernels = import_module(f".{file}", __package__).KERNELS
         for kernel, compiled in zip(kernels, triton_aot.compile_all(kernels, architecture), strict=True):
             code = compiled.sass
             spent = ""
