@@ -51,7 +51,7 @@ def ss2d(
 
     Raises:
         ValueError: a wrong rank, shape, type or device, naming the argument and both shapes; an unknown order or
-            backend.
+            backend; on "cuda" an N and R too large for the GPU's shared memory, where "triton" and "unfused" go on.
         RuntimeError: a backend that was asked for is absent, with the remedy.
 
     Source: Liu et al., "VMamba: Visual State Space Model", 2024, section 4.2.
