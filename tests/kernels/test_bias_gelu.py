@@ -14,7 +14,7 @@ from vmamba_kernels.bias_gelu.op import backward, forward, missing
 CPU_MISSING = missing("cpu")
 CPU = pytest.param("cpu", marks=pytest.mark.skipif(bool(CPU_MISSING), reason=f"bias_gelu on cpu: {CPU_MISSING}"))
 BACKENDS = [CPU, "reference"]
-SHAPES = [(1, 1), (3, 7), (5, 8), (2, 3, 17), (1000, 40), (0, 5)]
+SHAPES = [(5,), (1, 1), (3, 7), (5, 8), (2, 3, 17), (1000, 40), (0, 5), (3, 0)]
 
 
 def case(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -29,6 +29,15 @@ def exact(x: Tensor, bias: Tensor, dy: Tensor) -> list[Tensor]:
     return [y.detach(), *torch.autograd.grad(y, leaves, dy.double())]
 
 
+def check(ours: list[Tensor], x: Tensor, bias: Tensor, dy: Tensor) -> None:
+    for name, got, wanted in zip(("y", "dx", "dbias"), ours, exact(x, bias, dy), strict=True):
+        # dbias sums the rows: its error grows with the terms, not with a sum in which they cancel.
+        rows = dy.shape[:-1].numel()
+        scale = dy.double().abs().reshape(rows, dy.shape[-1]).sum(0) if name == "dbias" else 1 + wanted.abs()
+        assert got.shape == wanted.shape, name
+        assert (got.double() - wanted).abs().le(1.5e-6 * scale + 1e-30).all(), name
+
+
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_compiled_kernels_agree_with_float64(shape: tuple[int, ...], isa: str) -> None:
@@ -40,10 +49,13 @@ def test_the_compiled_kernels_agree_with_float64(shape: tuple[int, ...], isa: st
             ours = [forward(x, bias, "cpu"), *backward(dy, x, bias, "cpu")]
     except ValueError as error:
         pytest.skip(str(error))
-    for name, got, wanted in zip(("y", "dx", "dbias"), ours, exact(x, bias, dy), strict=True):
-        # dbias sums the rows: its error grows with the terms, not with a sum in which they cancel.
-        scale = dy.double().abs().sum(tuple(range(dy.dim() - 1))) if name == "dbias" else 1 + wanted.abs()
-        assert (got.double() - wanted).abs().le(1.5e-6 * scale + 1e-30).all(), name
+    check(ours, x, bias, dy)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_reference_agrees_with_float64(shape: tuple[int, ...]) -> None:
+    x, bias, dy = case(shape)
+    check([forward(x, bias, "reference"), *backward(dy, x, bias, "reference")], x, bias, dy)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -109,6 +121,18 @@ def test_compile_export_and_vmap() -> None:
     biases = torch.stack([bias, 2 * bias])
     both = torch.stack([wanted, bias_gelu(x, 2 * bias)])
     assert torch.equal(torch.vmap(bias_gelu, (None, 0))(x, biases), both)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_vmap_over_a_gradient(backend: str) -> None:
+    x, bias, dy = case((4, 3, 7))
+    leaves = (x.requires_grad_(), bias.requires_grad_())
+    y = bias_gelu(*leaves, backend=backend)
+    several = torch.stack([dy, 2 * dy, dy.flip(0)])
+    mapped = torch.autograd.grad(y, leaves, several, retain_graph=True, is_grads_batched=True)
+    for i, each in enumerate(several):
+        for got, wanted in zip(mapped, torch.autograd.grad(y, leaves, each, retain_graph=True), strict=True):
+            assert torch.equal(got[i], wanted)
 
 
 def test_in_place_writes_where_it_reads() -> None:

@@ -13,7 +13,7 @@ from vmamba_kernels import native
 from vmamba_kernels.ss2d import ss2d
 from vmamba_kernels.ss2d.layout import chunk_length, stored_states
 from vmamba_kernels.ss2d.op import backward, forward
-from vmamba_kernels.ss2d.sequences import missing
+from vmamba_kernels.ss2d.sequences import _refusals_named, missing
 
 CPU_MISSING = missing("cpu")
 CPU = pytest.param("cpu", marks=pytest.mark.skipif(bool(CPU_MISSING), reason=f"ss2d on cpu: {CPU_MISSING}"))
@@ -230,3 +230,12 @@ def test_the_native_op_refuses_what_does_not_fit() -> None:
     ):
         with pytest.raises(RuntimeError, match="ss2d on cpu"):
             op(*bad, torch.float32, True)
+
+
+def test_sizes_that_do_not_fit_a_gpu_are_named_with_the_remedy() -> None:
+    _, x_dbl, dt_weight, A, *_ = case(N=2, R=3)
+    with pytest.raises(ValueError, match=r"x_dbl: \(2, 3, 4, 28\) .*N = 2 and R = 3 .*'triton' or 'unfused'"):
+        with _refusals_named(x_dbl, dt_weight, A):
+            raise RuntimeError("ss2d on cuda: N = 2 states and R = 3 do not fit into the shared memory of this GPU")
+    with pytest.raises(RuntimeError, match="another"), _refusals_named(x_dbl, dt_weight, A):
+        raise RuntimeError("another")

@@ -233,6 +233,7 @@ def test_bad_arguments_are_named_with_both_shapes(name: str, change, message: st
         (dict(dt_limit=(1.0, 0.5)), r"dt_limit: expected low <= high, got \(1.0, 0.5\)"),
         (dict(dt_limit=3), "dt_limit: expected two numbers"),
         (dict(out_dtype=torch.float16), "out_dtype: expected torch.float32 or x's torch.float32, got torch.float16"),
+        (dict(z=torch.zeros(1, 5, 2, 2, dtype=torch.int64)), r"z: expected torch.float32.*got torch.int64"),
         (dict(z=torch.zeros(1, 5, 2, 3)), r"z: expected \[B, L, H, P\] with x's sizes"),
     ],
 )

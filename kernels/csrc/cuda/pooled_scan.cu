@@ -65,7 +65,8 @@ struct Call {
       STD_TORCH_CHECK(t->scalar_type() == u_full.scalar_type(),
                       "pooled_scan on cuda: u_pooled, delta, B and C must be of u_full's type");
     STD_TORCH_CHECK(tokens <= kMostBlocks && channels <= kMostBlocks && 2 * batch * states <= kMostBlocks &&
-                        batch <= 65535 && batch * channels * (tokens / 4 + 1) / kPooledThreads <= kMostBlocks,
+                        batch * ceil_div(channels * states, kMostThreads) <= kMostBlocks &&
+                        batch * channels * (tokens / 4 + 1) / kPooledThreads <= kMostBlocks,
                     "pooled_scan on cuda: too many images or tokens for one call");
     A = dense(A_in, {channels, states}, kOperator, "A");
     D = dense(D_in, {channels}, kOperator, "D");

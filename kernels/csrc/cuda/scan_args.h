@@ -44,6 +44,11 @@ struct Scan {
   i64 units() const { return batch * groups * blocks; }
 };
 
+// Thread blocks that join the segments of one batch element, a thread for each of [N, KD].
+__host__ __device__ inline i64 join_blocks(const Scan& p) {
+  return (p.channels() * p.states + kMostThreads - 1) / kMostThreads;
+}
+
 struct Forward {
   Scan scan;
   Sequence out;                  // without data: not wanted

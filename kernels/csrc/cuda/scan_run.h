@@ -58,8 +58,7 @@ inline i64 backward_floats(const Scan& p) {
 
 inline void join(const Joining& j, const Queue& queue) {
   const Scan& p = j.scan;
-  const i64 blocks = ceil_div(p.channels() * p.states, kMostThreads);
-  launch(join_segments, dim3(unsigned(blocks), unsigned(p.batch)), kMostThreads, 0, j, queue);
+  launch(join_segments, dim3(unsigned(p.batch * join_blocks(p))), kMostThreads, 0, j, queue);
 }
 
 template <typename T, int kStates>

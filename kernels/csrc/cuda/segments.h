@@ -10,8 +10,9 @@ namespace vmamba::cuda {
 __global__ void __launch_bounds__(kMostThreads) join_segments(const __grid_constant__ Joining j) {
   const Scan& p = j.scan;
   const i64 KD = p.channels();
-  const i64 q = i64(blockIdx.x) * kMostThreads + threadIdx.x;  // of [N, KD]
-  const i64 batch = blockIdx.y;
+  const unsigned blocks = unsigned(join_blocks(p));
+  const i64 batch = blockIdx.x / blocks;
+  const i64 q = i64(blockIdx.x % blocks) * kMostThreads + threadIdx.x;  // of [N, KD]
   if (q >= KD * p.states) return;
   const i64 channel = q % KD;
   const float A2 = kLog2e * p.A[channel * p.states + q / KD];

@@ -67,7 +67,8 @@ struct Call {
     scan.delta_ratio = int(channels / delta_channels);
     scan.softplus = softplus;
     plan(scan, queue.processors);
-    STD_TORCH_CHECK(scan.units() <= kMostBlocks && 2 * batch * groups * states <= kMostBlocks && batch <= 65535,
+    STD_TORCH_CHECK(scan.units() <= kMostBlocks && 2 * batch * groups * states <= kMostBlocks &&
+                        batch * join_blocks(scan) <= kMostBlocks,
                     "selective_scan on cuda: too many batches or groups for one call");
     scan.u = sequence(scan, u);
     scan.delta = sequence(scan, delta, scan.delta_ratio > 1);

@@ -43,7 +43,7 @@ struct Call {
 
   Call(const Tensor& x, const Tensor& x_dbl, const Tensor& dt_weight_in, const Tensor& A_in,
        const std::optional<Tensor>& D_in, const std::optional<Tensor>& bias_in, const Tensor& maps, i64 chunk,
-       bool backward)
+       bool backward, bool backward_follows = false)
       : queue(queue_of(x, kOperator)),
         type(type_of(x, kOperator, "x")),
         dt_weight(dt_weight_in),
@@ -80,7 +80,10 @@ struct Call {
     delta_bias = dense(bias_in, {K * C}, kOperator, "delta_bias");
     p.D = floats(D);
     p.delta_bias = floats(delta_bias);
-    STD_TORCH_CHECK(ss2d_plan(p, tallies_shared, backward, shared_bytes_of(x), queue.processors),
+    const i64 shared_bytes = shared_bytes_of(x);
+    Ss2d later = p;  // a backward that will not fit is refused before the forward has run
+    STD_TORCH_CHECK((!backward_follows || ss2d_plan(later, tallies_shared, true, shared_bytes, queue.processors)) &&
+                        ss2d_plan(p, tallies_shared, backward, shared_bytes, queue.processors),
                     "ss2d on cuda: N = ", N, " states and R = ", R, " do not fit into the shared memory of this GPU");
     STD_TORCH_CHECK(p.batch * p.blocks() <= kMostBlocks, "ss2d on cuda: too many images for one call");
   }
@@ -96,7 +99,7 @@ std::tuple<Tensor, Tensor> run_forward(const Tensor& x, const Tensor& x_dbl, con
                                        const std::optional<Tensor>& D, const std::optional<Tensor>& delta_bias,
                                        const Tensor& maps, i64 chunk, ScalarType out_dtype, bool save_states) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  const Call call(x, x_dbl, dt_weight, A, D, delta_bias, maps, chunk, false);
+  const Call call(x, x_dbl, dt_weight, A, D, delta_bias, maps, chunk, false, save_states);
   const Ss2d& p = call.ss2d;
   STD_TORCH_CHECK(out_dtype == ScalarType::Float || out_dtype == x.scalar_type(),
                   "ss2d on cuda: the output must be float32 or of x's type");

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import native
 from ..backends import Backend, choose, register
-from ..registration import define, differentiate, library, vectorize
+from ..registration import define, differentiate, library, one_by_one, vectorize
 from . import reference
 
 library.define("_bias_gelu_rows(Tensor x, Tensor bias, Tensor(a!) y) -> ()")
@@ -89,3 +89,4 @@ def _vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, bias: Tensor, b
 
 
 vectorize(forward, _vmap)
+vectorize(backward, one_by_one(backward))

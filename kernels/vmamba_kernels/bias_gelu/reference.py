@@ -31,4 +31,5 @@ def backward(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     v = _sum(x, bias)
     density = torch.exp(-0.5 * v * v) / math.sqrt(2 * math.pi)
     dv = dy.to(v.dtype) * (_cdf(v) + v * density)
-    return dv.to(x.dtype).contiguous(), dv.flatten(0, -2).sum(0).to(bias.dtype)
+    rows = dv.reshape(dv.shape[:-1].numel(), dv.shape[-1])  # not -1, which nothing decides where C is 0
+    return dv.to(x.dtype).contiguous(), rows.sum(0).to(bias.dtype)

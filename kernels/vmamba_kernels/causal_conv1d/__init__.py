@@ -24,7 +24,7 @@ def causal_conv1d(
     flip_output: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """Output y [B, G*C, L] in x's type, G groups of filters over the channels, each forward or backward in time.
+    """Output y [B, G*C, L] in x's type, G <= 32 groups of filters over the channels, forward or backward in time.
 
     For channel c of group g, in float32 (float64 for float64 input), with x = 0 outside 0 <= t < L:
     y_t = act(bias + sum_j weight[j] * x_{t - (W-1-j)}), or x_{t + (W-1-j)} where the group is reversed. A reversed

@@ -61,6 +61,7 @@ def forward_kernel(
     pieces = tl.cdiv(length, BLOCK_T)
     blocks = tl.cdiv(channels, BLOCK_C)
     place = tl.program_id(0).to(tl.int64)
+    width = tl.cast(channels, tl.int64)
     channel = place % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     batch = place // blocks // pieces
     start = place // blocks % pieces * BLOCK_T
@@ -69,7 +70,7 @@ def forward_kernel(
     for g in tl.static_range(G):
         reversed_ = (REVERSE >> g) % 2 == 1
         own = length - 1 - time if reversed_ else time
-        part = x + batch * x_batch + (0 if SHARED else g) * channels * x_channel
+        part = x + batch * x_batch + (0 if SHARED else g) * width * x_channel
         y = _sums(
             part, weight, bias, own, channel, x_time, x_channel, length, channels, g, 0, W, reversed_, HAS_BIAS,
             BLOCK_T, BLOCK_C,
@@ -77,7 +78,7 @@ def forward_kernel(
         if SILU:
             y = y * _sigmoid(y)
         at = own if FLIP else time
-        target = out + batch * out_batch + g * channels * out_channel
+        target = out + batch * out_batch + g * width * out_channel
         at = at[:, None] * out_time + channel[None, :] * out_channel
         tl.store(target + at, y.to(out.dtype.element_ty), mask=stored)
 
@@ -91,6 +92,7 @@ def backward_kernel(
     pieces = tl.cdiv(length, BLOCK_T)
     blocks = tl.cdiv(channels, BLOCK_C)
     place = tl.program_id(0).to(tl.int64)
+    width = tl.cast(channels, tl.int64)
     channel = place % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     batch = place // blocks // pieces
     time = place // blocks % pieces * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -101,8 +103,8 @@ def backward_kernel(
     for g in tl.static_range(G):
         reversed_ = (REVERSE >> g) % 2 == 1
         own = length - 1 - time if reversed_ else time
-        part = x + batch * x_batch + (0 if SHARED else g) * channels * x_channel
-        grads = dout + batch * dout_batch + g * channels * dout_channel
+        part = x + batch * x_batch + (0 if SHARED else g) * width * x_channel
+        grads = dout + batch * dout_batch + g * width * dout_channel
         sums = partial + (place // blocks * G + g) * (W + 1) * channels
         filters = g * channels + channel
         for k in tl.static_range(W):
@@ -128,7 +130,7 @@ def backward_kernel(
                     tl.store(sums + j * channels + channel, tl.sum(q * read, 0), mask=known)
                 tl.store(sums + W * channels + channel, tl.sum(q, 0), mask=known)
         if not SHARED:
-            target = dx + batch * dx_batch + g * channels * dx_channel
+            target = dx + batch * dx_batch + g * width * dx_channel
             tl.store(target + at_dx, total.to(dx.dtype.element_ty), mask=stored)
             total = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
     if SHARED:

@@ -95,19 +95,20 @@ def moves_kernel(
         pixels = tl.load(image + image_at, real)
 
     for k in tl.static_range(K):
+        k64 = tl.cast(k, tl.int64)  # a number known to the compiler multiplies in the type of the stride
         at, exists = _places(
-            h, w, c, H, W, C, b * sequences_b + k * sequences_k, sequences_c, sequences_l,
+            h, w, c, H, W, C, b * sequences_b + k64 * sequences_k, sequences_c, sequences_l,
             MOVES >> (3 * k), ALONG_L, RUN_H, RUN_W, RUN_C,
         )  # fmt: skip
         if MERGE:
             values = _turned(tl.load(sequences + at, exists), MOVES >> (3 * k), ALONG_L)
             if ONE_BY_ONE:
-                tl.store(image + (image_at + k * image_k), values, real)
+                tl.store(image + (image_at + k64 * image_k), values, real)
             else:
                 total += values.to(total.dtype)
         else:
             if ONE_BY_ONE:
-                pixels = tl.load(image + (image_at + k * image_k), real)
+                pixels = tl.load(image + (image_at + k64 * image_k), real)
             tl.store(sequences + at, _turned(pixels, MOVES >> (3 * k), ALONG_L), exists)
 
     if MERGE and not ONE_BY_ONE:
@@ -153,13 +154,14 @@ def map_kernel(
     if SUM:
         total = tl.zeros([BLOCK_L, BLOCK_C], tl.float32 if FLOAT32 else target.dtype.element_ty)
     for k in tl.static_range(K):
-        read = tl.load(maps + k * L + place, place < L, 0)
-        at = read[:, None] * source_l + c * source_c + (b * source_b + k * source_k)
+        k64 = tl.cast(k, tl.int64)
+        read = tl.load(maps + k64 * L + place, place < L, 0)
+        at = read[:, None] * source_l + c * source_c + (b * source_b + k64 * source_k)
         at = tl.max_contiguous(tl.multiple_of(at, [1, RUN_SOURCE_C]), [1, RUN_SOURCE_C])
         values = tl.load(source + at, from_real)
         if SUM:
             total += values.to(total.dtype)
         else:
-            tl.store(target + (to + k * target_k), values, to_real)
+            tl.store(target + (to + k64 * target_k), values, to_real)
     if SUM:
         tl.store(target + to, total.to(target.dtype.element_ty), to_real)

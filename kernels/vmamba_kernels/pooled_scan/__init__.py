@@ -45,7 +45,7 @@ def pooled_scan(
             with the channels side by side is fastest, then the tokens; other strides are copied.
         u_pooled: [B, K*D, P], and delta: [B, DD, P], in u_full's type; DD divides K*D and is a multiple of K.
         A: [K*D, N], 1 <= N <= 256. A, D and delta_bias of any smaller type are used in float32.
-        B, C: [B, K, N, P] in u_full's type. D: [K*D]. delta_bias: [DD].
+        B, C: [B, K, N, P] in u_full's type, 1 <= K <= 32. D: [K*D]. delta_bias: [DD].
         delta_softplus: apply softplus (x itself above 20) to delta + delta_bias.
         grid: sizes of the axes of the tokens, of product L; None: (P, c), the c tokens of a step side by side.
         pooled_axes: the axes of the grid that were pooled. The steps are those of the other axes in row-major order:

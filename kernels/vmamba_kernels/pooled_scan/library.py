@@ -47,8 +47,8 @@ def _channels_dense(x: Tensor) -> Tensor:
 
 def _as_stored(gradient: Tensor, like: Tensor) -> Tensor:
     """The gradient of a pooled tensor in that tensor's layout."""
-    expected = empty_sequence(like, like.dtype)
-    return gradient if gradient.stride() == expected.stride() else expected.copy_(gradient)
+    expected = empty_sequence(like, like.dtype, device="meta")  # its strides, without its memory
+    return gradient if gradient.stride() == expected.stride() else empty_sequence(like, like.dtype).copy_(gradient)
 
 
 def forward(

@@ -9,22 +9,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
+from ..triton_math import LOG2E, softplus, softplus_slope
 
 
 @triton.jit
 def _combine(decay, value, next_decay, next_value):
     return decay * next_decay, value * next_decay + next_value
-
-
-@triton.jit
-def _softplus(x):
-    """max(x, 0) + log(1 + e), e = exp(-|x|), with all digits of the logarithm; x itself above 20."""
-    e = tl.exp2(-tl.abs(x) * LOG2E)
-    sum = 1.0 + e
-    rest = sum - 1.0
-    log = tl.where(rest == 0.0, e, tl.log(sum) * (e / tl.where(rest == 0.0, 1.0, rest)))
-    return tl.where(x > 20.0, x, tl.maximum(x, 0.0) + log)
 
 
 @triton.jit
@@ -63,7 +53,7 @@ def scan_kernel(
         dt = tl.load(delta + b * delta_b + delta_channel * delta_c + t * delta_t, mask=inside, other=0.0)
         dt = dt.to(tl.float32) + offset
         if SOFTPLUS:
-            dt = _softplus(dt)
+            dt = softplus(dt)
         B_t_ = tl.load(B + b * B_b + k.to(tl.int64) * B_k + n * B_n + t * B_t, mask=n < N, other=0.0).to(tl.float32)
         C_t_ = tl.load(C + b * C_b + k.to(tl.int64) * C_k + n * C_n + t * C_t, mask=n < N, other=0.0).to(tl.float32)
         h = tl.exp2(dt[None, :] * A2) * h + (dt * x)[None, :] * B_t_[:, None]
@@ -76,7 +66,7 @@ def _step_sizes(delta, base, offset, t, mask, delta_t, SOFTPLUS: tl.constexpr):
     raw = tl.load(delta + base[None, :] + t[:, None] * delta_t, mask=mask, other=0.0).to(tl.float32) + offset[None, :]
     dt = raw
     if SOFTPLUS:
-        dt = _softplus(raw)
+        dt = softplus(raw)
     return raw, tl.where(mask, dt, 0.0)
 
 
@@ -158,16 +148,17 @@ def scan_backward_kernel(
             passed = g * decay
             moved = passed * h_before
             through_A += moved * A_n[None, :]
+            tl.debug_barrier()  # dA and carry were read in another layout than they are written in
             tl.store(dA + at, dA_n + tl.sum(moved * dt, 0), mask=inside)
             tl.store(carry + at, tl.sum(tl.where(first, passed, 0.0), 0), mask=inside)
             part = dBC + (((block * batch + b) * groups + k) * N + n) * steps + t
             tl.store(part, tl.sum(g * dt * x, 1), mask=s < steps)
-            total = blocks * batch * groups * N
-            tl.store(part + total.to(tl.int64) * steps, tl.sum(dy * h, 1), mask=s < steps)
+            total = tl.num_programs(0).to(tl.int64) * N
+            tl.store(part + total * steps, tl.sum(dy * h, 1), mask=s < steps)
         tl.store(du + (b * du_b + channel * du_c)[None, :] + t[:, None] * du_t, through_B * dt, mask=here)
         slope = tl.zeros([CHUNK, WIDTH], tl.float32) + 1.0
         if SOFTPLUS:
-            slope = tl.where(raw > 20.0, 1.0, 1.0 / (1.0 + tl.exp2(-raw * LOG2E)))
+            slope = softplus_slope(raw)
         gradient = tl.where(here, (through_B * x + through_A) * slope, 0.0)
         tl.store(ddelta + (b * ddelta_b + channel * ddelta_c)[None, :] + t[:, None] * ddelta_t, gradient, mask=here)
         dbias_sum += tl.sum(gradient, 0)
@@ -241,7 +232,8 @@ def gather_kernel(
             D_1 = tl.load(D + channels + c, mask=inside, other=0.0)
     dD_0 = tl.zeros([TOKENS, WIDTH], tl.float32)
     dD_1 = tl.zeros([TOKENS, WIDTH], tl.float32)
-    for p in range(split * steps // splits, (split + 1) * steps // splits):
+    split64 = split.to(tl.int64)
+    for p in range((split64 * steps // splits).to(tl.int32), ((split64 + 1) * steps // splits).to(tl.int32)):
         dz_sum = tl.zeros([TOKENS, WIDTH], tl.float32)
         for start in range(0, pool, TOKENS):
             i = start + tl.arange(0, TOKENS)

@@ -30,12 +30,15 @@ def is_channel_last(x: Tensor) -> bool:
     return x.stride(1) == 1 and x.stride(2) != 1
 
 
-def empty_sequence(like: Tensor, dtype: torch.dtype) -> Tensor:
-    """An uninitialised [B, KD, L] in the layout of `like`: dense, channel-last if `like` is, else channel-first."""
+def empty_sequence(like: Tensor, dtype: torch.dtype, device: str | None = None) -> Tensor:
+    """An uninitialised [B, KD, L] in the layout of `like`: dense, channel-last if `like` is, else channel-first.
+
+    It is on `like`'s device unless one is named.
+    """
     batch, channels, length = like.shape
     if is_channel_last(like):
-        return like.new_empty((batch, length, channels), dtype=dtype).transpose(1, 2)
-    return like.new_empty((batch, channels, length), dtype=dtype)
+        return like.new_empty((batch, length, channels), dtype=dtype, device=device).transpose(1, 2)
+    return like.new_empty((batch, channels, length), dtype=dtype, device=device)
 
 
 def empty_projection(like: Tensor) -> Tensor:

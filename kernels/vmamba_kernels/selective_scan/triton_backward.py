@@ -8,8 +8,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..triton_math import softplus_slope
 from .triton_forward import program_of, rows_of, step_sizes
-from .triton_tile import copy_state, gradients_tile, pull_tile, scan_tile, softplus_slope
+from .triton_tile import copy_state, gradients_tile, pull_tile, scan_tile
 
 PULL = "L K width chunk delta_batch delta_step dy_batch dy_step".split()
 GRADIENTS = [

@@ -6,7 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_tile import LOG2E, row_of, states_after
+from ..triton_math import LOG2E
+from .triton_tile import row_of, states_after
 
 SLOTS, CHANNELS = 16, 128
 

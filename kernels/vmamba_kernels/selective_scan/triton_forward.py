@@ -10,7 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_tile import copy_state, scan_tile, softplus
+from ..triton_math import softplus
+from .triton_tile import copy_state, scan_tile
 
 # Strides over steps stay unknown to the compiler: knowing them it would make wider loads, and lose the layout in which
 # a thread holds all steps of its channels and a scan costs nothing.

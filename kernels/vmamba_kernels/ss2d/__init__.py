@@ -43,7 +43,7 @@ def ss2d(
         dt_weight: [K, C, R]. A: [K*C, N], 1 <= N <= 256. D, delta_bias: [K*C]. Any smaller type is used in float32.
         order: a name of `list_scan_orders()`, or a published integer, of K directions.
         out_dtype: float32 or x's type; None is float32 (float64 for float64 input).
-        backend: None chooses by device; "cpu", "triton", "unfused" or "reference" insist.
+        backend: None chooses by device; "cpu", "cuda", "triton", "unfused" or "reference" insist.
 
     Under autocast x and x_dbl of different types are widened to the widest; outside it they must agree. Differentiable
     once in every tensor; the inputs and one state per chunk of steps are saved for the backward, and nothing else.
@@ -51,7 +51,7 @@ def ss2d(
 
     Raises:
         ValueError: a wrong rank, shape, type or device, naming the argument and both shapes; an unknown order or
-            backend.
+            backend; on "cuda" an N and R too large for the GPU's shared memory, where "triton" and "unfused" go on.
         RuntimeError: a backend that was asked for is absent, with the remedy.
 
     Source: Liu et al., "VMamba: Visual State Space Model", 2024, section 4.2.

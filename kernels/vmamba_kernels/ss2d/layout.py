@@ -34,12 +34,15 @@ def _stored_channel_last(x: Tensor, channel_first: bool) -> bool:
     return not channel_first or (x.stride(1) == 1 and x.stride(3) != 1)
 
 
-def empty_image(like: Tensor, dtype: torch.dtype, channel_first: bool) -> Tensor:
-    """An uninitialised dense image of the shape of `like`, with the channels side by side if `like` has them so."""
+def empty_image(like: Tensor, dtype: torch.dtype, channel_first: bool, device: str | None = None) -> Tensor:
+    """An uninitialised dense image of the shape of `like`, with the channels side by side if `like` has them so.
+
+    It is on `like`'s device unless one is named.
+    """
     if not channel_first or not _stored_channel_last(like, channel_first):
-        return like.new_empty(like.shape, dtype=dtype)
+        return like.new_empty(like.shape, dtype=dtype, device=device)
     batch, channels, H, W = like.shape
-    return like.new_empty((batch, H, W, channels), dtype=dtype).permute(0, 3, 1, 2)
+    return like.new_empty((batch, H, W, channels), dtype=dtype, device=device).permute(0, 3, 1, 2)
 
 
 def positions_last(x: Tensor, channel_first: bool) -> Tensor:
@@ -51,8 +54,8 @@ def image_like(x: Tensor, like: Tensor, channel_first: bool) -> Tensor:
     """The sequence x [B, C, L] as the image that `empty_image` makes, without a copy if it lies so."""
     _, _, H, W = sizes(like, channel_first)
     image = x.unflatten(2, (H, W)) if channel_first else x.transpose(1, 2).unflatten(1, (H, W))
-    expected = empty_image(like, x.dtype, channel_first)
-    return image if image.stride() == expected.stride() else expected.copy_(image)
+    expected = empty_image(like, x.dtype, channel_first, device="meta")  # its strides, without its memory
+    return image if image.stride() == expected.stride() else empty_image(like, x.dtype, channel_first).copy_(image)
 
 
 def graph_states(length: int, d_state: int, device: str = "cpu") -> int:

@@ -7,6 +7,8 @@ and the map int64; on CUDA x_dbl has x's type and the map is that of `padded_map
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -59,6 +61,21 @@ def _rows(x_dbl: Tensor, channel_first: bool) -> Tensor:
     return (rows if rows.device.type == "cuda" else rows.to(torch.float32)).contiguous()
 
 
+@contextmanager
+def _refusals_named(x_dbl: Tensor, dt_weight: Tensor, A: Tensor) -> Iterator[None]:
+    """Turns the library's refusal of sizes that do not fit a GPU's shared memory into a ValueError with the remedy."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "shared memory of this GPU" not in str(error):
+            raise
+        raise ValueError(
+            f"x_dbl: {tuple(x_dbl.shape)} beside dt_weight {tuple(dt_weight.shape)} and A {tuple(A.shape)}: on backend "
+            f"'cuda' N = {A.shape[1]} and R = {dt_weight.shape[2]} do not fit into the shared memory of this GPU; "
+            "name another backend, 'triton' or 'unfused'"
+        ) from None
+
+
 def _dense(weight: Tensor | None) -> Tensor | None:
     return None if weight is None else weight.contiguous()
 
@@ -77,18 +94,19 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """As `reference.forward`."""
     _, _, H, W = sizes(x, channel_first)
-    y, states = torch.ops.vmamba._ss2d_sequences(
-        _sequence(x, channel_first),
-        _rows(x_dbl, channel_first),
-        dt_weight.contiguous(),
-        A.contiguous(),
-        _dense(D),
-        _dense(delta_bias),
-        _map(order, H, W, x.device),
-        chunk_length(A.shape[1], x.device.type),
-        out_dtype,
-        save_states,
-    )
+    with _refusals_named(x_dbl, dt_weight, A):
+        y, states = torch.ops.vmamba._ss2d_sequences(
+            _sequence(x, channel_first),
+            _rows(x_dbl, channel_first),
+            dt_weight.contiguous(),
+            A.contiguous(),
+            _dense(D),
+            _dense(delta_bias),
+            _map(order, H, W, x.device),
+            chunk_length(A.shape[1], x.device.type),
+            out_dtype,
+            save_states,
+        )
     return image_like(y, x, channel_first), states
 
 
@@ -106,17 +124,18 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `reference.backward`."""
     _, _, H, W = sizes(x, channel_first)
-    dx, dx_dbl, *weights = torch.ops.vmamba._ss2d_sequences_backward(
-        _sequence(dy, channel_first),
-        _sequence(x, channel_first),
-        _rows(x_dbl, channel_first),
-        dt_weight.contiguous(),
-        A.contiguous(),
-        _dense(D),
-        _dense(delta_bias),
-        _map(order, H, W, x.device),
-        states.contiguous(),
-        chunk_length(A.shape[1], x.device.type),
-    )
+    with _refusals_named(x_dbl, dt_weight, A):
+        dx, dx_dbl, *weights = torch.ops.vmamba._ss2d_sequences_backward(
+            _sequence(dy, channel_first),
+            _sequence(x, channel_first),
+            _rows(x_dbl, channel_first),
+            dt_weight.contiguous(),
+            A.contiguous(),
+            _dense(D),
+            _dense(delta_bias),
+            _map(order, H, W, x.device),
+            states.contiguous(),
+            chunk_length(A.shape[1], x.device.type),
+        )
     dx_dbl = dx_dbl.transpose(1, 2).to(x_dbl.dtype)
     return image_like(dx, x, channel_first), image_like(dx_dbl, x_dbl, channel_first), *weights

@@ -1,7 +1,9 @@
 """ss2d by Triton: what the kernels of the files beside this one are told, and their second stages.
 
 Images of any strides are read where they lie, unless H and W cannot be seen as one axis. Every direction is launched
-on its own and adds to what those before it left, in float32, so that nothing of the size of K images is ever stored.
+on its own and adds to what those before it left, in float32, so that neither sequences nor outputs of the size of K
+images are stored. What is: the step sizes of all directions before softplus (`raw`, K images in float32), and in the
+backward their gradient in the same place.
 """
 
 from __future__ import annotations

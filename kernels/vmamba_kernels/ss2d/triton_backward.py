@@ -8,7 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..selective_scan.triton_tile import copy_state, gradients_tile, pull_tile, scan_tile, softplus_slope
+from ..selective_scan.triton_tile import copy_state, gradients_tile, pull_tile, scan_tile
+from ..triton_math import softplus_slope
 from .triton_forward import step_sizes
 
 NOT_SPECIALIZED = (
@@ -97,7 +98,7 @@ def gradients_kernel(
 
     maps += k * L
     x_dbl += batch * p_batch + k * (R + 2 * N) + R
-    dp += tl.program_id(1) * dp_block + batch * dp_batch + k * dp_direction
+    dp += tl.program_id(1).to(tl.int64) * dp_block + batch * dp_batch + k * dp_direction
 
     for i in range(tiles - 1):
         step = j * chunk + i * T + tl.arange(0, T)

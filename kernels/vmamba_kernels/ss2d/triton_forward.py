@@ -8,7 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..selective_scan.triton_tile import copy_state, scan_tile, softplus
+from ..selective_scan.triton_tile import copy_state, scan_tile
+from ..triton_math import softplus
 
 # Strides over rows stay unknown to the compiler: knowing them it would make wider loads, and lose the layout in which a
 # thread holds all steps of its channels and a scan costs nothing.

@@ -51,7 +51,7 @@ def ssd(
         dt: [B, L, H] in x's type. A: [H]; A, D, dt_bias and initial_states of any smaller type are used in float32.
         B, C: [B, L, G, N] in x's type, H a multiple of G, 1 <= N <= 256.
         D: [H] or [H, P]. dt_bias: [H]. initial_states: [B, H, P, N]; none is zero.
-        z: [B, L, H, P], a gate.
+        z: [B, L, H, P], a gate of any floating type, used in float32.
         dt_softplus: apply softplus (x itself above 20) to dt + dt_bias. dt_limit: bounds of the step size.
         chunk_size: steps that are worked on as one product; the result depends on it by rounding only. Any L works
             with any chunk: the last one is filled up with steps of size 0.
@@ -61,8 +61,9 @@ def ssd(
         backend: None chooses by device; "triton", "chunked" or "reference" insist.
 
     Under autocast x, dt, B and C of different types are widened to the widest; outside it they must agree.
-    Differentiable once in every tensor, nothing but the inputs is kept for it; works under torch.compile,
-    torch.export and torch.vmap.
+    Differentiable once in every tensor. Only the inputs are kept for it and, with z, what the gate's own gradient
+    takes, the output before it, z and silu(z), each [B, L, H, P] in float32. Works under
+    torch.compile, torch.export and torch.vmap.
 
     Raises:
         ValueError: a wrong rank, shape, type or device, naming the argument and both shapes; an unknown backend;

@@ -66,6 +66,9 @@ def check(tensors: dict[str, Any]) -> None:
                 f"{name}: {tensor.dtype} {_shape(tensor)} beside x {x.dtype} {_shape(x)}; "
                 "x, dt, B and C share one type outside autocast"
             )
+    z = tensors["z"]
+    if z is not None and z.dtype not in INPUT_DTYPES:
+        raise ValueError(f"z: expected {', '.join(map(str, INPUT_DTYPES))}, got {z.dtype} {_shape(z)}, x {_shape(x)}")
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"{name}: {_shape(tensor)} is on {tensor.device} and x {_shape(x)} on {x.device}")

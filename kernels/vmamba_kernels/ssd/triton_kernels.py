@@ -8,25 +8,7 @@ and N. Sequences are stored as declared by their strides with the last axis dens
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def softplus(x):
-    """log(1 + exp(x)), and x itself above 20, to a few units in the last place.
-
-    log1p(e) for e = exp(-|x|) <= 1 is 2 atanh(s) with s = e / (2 + e) <= 1/3, whose series needs eight terms; the GPU's
-    own logarithm loses the digits near 1.
-    """
-    e = tl.exp(-tl.abs(x))
-    s = e / (2.0 + e)
-    q = s * s
-    series = 1.0 / 13.0 + q * (1.0 / 15.0)
-    series = 1.0 / 11.0 + q * series
-    series = 1.0 / 9.0 + q * series
-    series = 1.0 / 7.0 + q * series
-    series = 1.0 / 5.0 + q * series
-    series = 1.0 / 3.0 + q * series
-    log1p = 2.0 * (s + s * (q * series))
-    return tl.where(x > 20.0, x, tl.maximum(x, 0.0) + log1p)
+from ..triton_math import softplus, softplus_slope
 
 
 @triton.jit
@@ -351,8 +333,7 @@ def step_gradients_kernel(
         softened = softplus(raw)
     grad = tl.where((softened < dt_min) | (softened > dt_max), 0.0, grad)
     if SOFTPLUS:
-        e = tl.exp(-tl.abs(raw))
-        grad *= tl.where(raw > 20.0, 1.0, tl.where(raw > 0, 1.0, e) / (1.0 + e))
+        grad *= softplus_slope(raw)
     tl.store(ddt + ((b * length + t)[:, None] * heads + h[None, :]), grad.to(ddt.dtype.element_ty), mask=inside)
     share = (b * chunks + chunk) * heads + h
     tl.store(dA + share, tl.sum(decay * step, axis=0), mask=present)
