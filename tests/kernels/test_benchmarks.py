@@ -88,8 +88,8 @@ def test_the_mixers_of_ss2d_agree(bench, small) -> None:
 
 
 def test_the_convolutions_and_the_pooled_scans_agree(bench) -> None:
-    """Every contender that runs here, at a grid of unequal sides; and the necessary bytes."""
-    scan = bench.shapes.Scan(1, 3, 5, 6, 1, 2, 2)
+    """Every contender that runs here, at a small grid; and the necessary bytes."""
+    scan = bench.shapes.Scan(1, 3, 3, 6, 1, 2, 2)
     for benchmark in (bench.causal_conv1d.BENCHMARK, *bench.pooled_scan.BENCHMARKS):
         case = bench.operator_runs.Case(benchmark.operator, "any", 48, scan, 2, "float32", "forward")
         first, *others = benchmark.contenders(case, torch.device("cpu"))
@@ -98,7 +98,7 @@ def test_the_convolutions_and_the_pooled_scans_agree(bench) -> None:
             if "compiled" not in other.name and "triton" not in other.name:
                 found = other.functions[0]()(*other.tensors)
                 assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4), (benchmark.operator, other.name)
-        read = sum(x.nbytes for x in first.tensors if x.dim() > 2 and x.shape[0] == 2 and x.shape[-1] in (3, 15))
+        read = sum(x.nbytes for x in first.tensors if x.dim() > 2 and x.shape[0] == 2 and x.shape[-1] in (3, 9))
         assert benchmark.necessary_bytes(case) == read + wanted.nbytes
     assert {s.length for s in bench.shapes.tokens(["fastvim_tiny"], 224)} == {196}
     assert {s.length for s in bench.shapes.tokens(["vim_tiny"], 224)} == {197}
