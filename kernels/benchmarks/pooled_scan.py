@@ -26,7 +26,7 @@ AXES = {"rows": -1, "columns": 0}
 
 
 def tensors(scan: Scan, batch: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """For H = W: u_full [B, 2*D, H*W], u and delta [B, 2*D, H], A, B and C [B, 2, N, H], D, delta_bias, stored channel-last."""
+    """u_full [B, 2*D, H*W], u and delta [B, 2*D, H], A, B and C [B, 2, N, H], D, delta_bias, channel-last; H = W."""
     make = torch.Generator(device).manual_seed(0)
     N, channels, steps = scan.d_state, scan.directions * scan.channels, scan.height
 
