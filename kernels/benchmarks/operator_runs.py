@@ -135,20 +135,34 @@ def run(name: str, cases: list[tuple[Benchmark, Case]], options: argparse.Namesp
     return report
 
 
-def main(benchmark: Benchmark, description: str | None, networks: list[str], known: list[str]) -> None:
-    """The command of one operator: the shapes of the networks asked for, tables by network, and the plot."""
-    options = arguments(description, networks, known).parse_args()
+def main(
+    benchmarks: Benchmark | list[Benchmark],
+    description: str | None,
+    networks: list[str],
+    known: list[str],
+    shapes: Callable[[list[str], int], dict[Scan, str]] = scans,
+    **defaults: object,
+) -> None:
+    """The command of one operator: the shapes of the networks asked for, tables by network, and the plot.
+
+    `shapes` makes the cases' shapes of networks and an image size; `defaults` are other defaults of the options.
+    """
+    parser = arguments(description, networks, known)
+    parser.set_defaults(**defaults)
+    options = parser.parse_args()
     settle(options)
+    benchmarks = [benchmarks] if isinstance(benchmarks, Benchmark) else benchmarks
     cases = [
-        Case(benchmark.operator, network, size, scan, batch_at(batch, size), dtype, mode)
+        (benchmark, Case(benchmark.operator, network, size, scan, batch_at(batch, size), dtype, mode))
         for size in options.sizes
         for batch in options.batch
         for dtype in options.dtypes
         for mode in options.modes
-        for scan, network in scans(options.networks, size).items()
+        for scan, network in shapes(options.networks, size).items()
         if scan.stage in options.stages
+        for benchmark in benchmarks
     ]
-    report = run(benchmark.operator, [(benchmark, case) for case in cases], options)
+    report = run(benchmarks[0].operator.partition(",")[0], cases, options)
     print(by_network(report.rows))
     if options.plot:
         bars(report.rows, options.plot)

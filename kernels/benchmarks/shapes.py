@@ -7,7 +7,7 @@ Sources: Liu et al., "VMamba", 2024; Zhu et al., "Vision Mamba", 2024; Kapse et 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 STAGES = (1, 2, 3, 4)
 
@@ -81,3 +81,9 @@ def scans(networks: list[str], size: int) -> dict[Scan, str]:
         for scan in reversed(NETWORKS[network](size)):
             found.setdefault(scan, []).append(network)
     return {scan: ", ".join(names) for scan, names in found.items()}
+
+
+def tokens(networks: list[str], size: int) -> dict[Scan, str]:
+    """The same of Vim and FastVim before anything is pooled: FastVim's sequence is the whole grid of patches."""
+    found = scans(networks, size)
+    return {replace(s, height=size // 16, width=size // 16) if "fastvim" in n else s: n for s, n in found.items()}

@@ -25,6 +25,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(FOLDER))
     hidden = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
     names = ("timing", "shapes", "peers", "tables", "report", "operator_runs", "selective_scan", "ss2d")
+    names += ("causal_conv1d", "pooled_scan")
     yield SimpleNamespace(**{name: import_module(name) for name in names})
     for name in MODULES:
         sys.modules.pop(name, None)
@@ -84,6 +85,23 @@ def test_the_mixers_of_ss2d_agree(bench, small) -> None:
     assert torch.allclose(bench.ss2d.unfused(*tensors), wanted, rtol=1e-4, atol=1e-4)
     by_loop = bench.ss2d.unfused_by(bench.peers.sequential_loop)
     assert torch.allclose(by_loop(*tensors), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_convolutions_and_the_pooled_scans_agree(bench) -> None:
+    """Every contender that runs here, at a small grid; and the necessary bytes."""
+    scan = bench.shapes.Scan(1, 3, 3, 6, 1, 2, 2)
+    for benchmark in (bench.causal_conv1d.BENCHMARK, *bench.pooled_scan.BENCHMARKS):
+        case = bench.operator_runs.Case(benchmark.operator, "any", 48, scan, 2, "float32", "forward")
+        first, *others = benchmark.contenders(case, torch.device("cpu"))
+        wanted = first.functions[0]()(*first.tensors)
+        for other in others:
+            if "compiled" not in other.name and "triton" not in other.name:
+                found = other.functions[0]()(*other.tensors)
+                assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4), (benchmark.operator, other.name)
+        read = sum(x.nbytes for x in first.tensors if x.dim() > 2 and x.shape[0] == 2 and x.shape[-1] in (3, 9))
+        assert benchmark.necessary_bytes(case) == read + wanted.nbytes
+    assert {s.length for s in bench.shapes.tokens(["fastvim_tiny"], 224)} == {196}
+    assert {s.length for s in bench.shapes.tokens(["vim_tiny"], 224)} == {197}
 
 
 @pytest.mark.slow

@@ -50,6 +50,15 @@ def test_the_sample_stays_below_its_ceilings(architecture):
     assert all(k.registers <= most[k.name, k.number] and not k.spills and not k.stack for k in found), found
 
 
+def test_the_sample_reads_wide_pieces_and_no_local_memory():
+    cubin, log = compile_or_skip("cuda_sample", "sm_90", reads_code=True)
+    code, bits = code_reader(cubin), table("ss2d").LOAD_BITS
+    for kernel in kernels(log):
+        function = code(kernel)
+        assert function.load_bits >= bits[kernel.name], f"{kernel.label} reads {function.load_bits} bits at most"
+        assert not function.local_memory and not function.count("ATOM", "ATOMG", "ATOMS", "RED"), kernel.label
+
+
 @pytest.mark.parametrize("source, architecture", CASES)
 def test_no_kernel_spills_and_registers_stay_below_their_ceilings(source, architecture):
     found = kernels(compile_or_skip(source, architecture)[1])
