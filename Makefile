@@ -58,9 +58,9 @@ kernel-gates: $(READY) ## every check of the kernels that needs no GPU; what a m
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PY) -m pytest tests/kernels -n auto --dist worksteal -m "not gpu" $(ARGS)
 	PYTHONPATH=tests $(PY) -m kernels.print_gates
 
-bench: $(READY) ## operators and networks against their peers, side by side, in about 15 minutes
-	$(PY) kernels/benchmarks/ss2d.py --device cpu --budget 150
-	$(PY) kernels/benchmarks/selective_scan.py --device cpu --budget 300
+bench: $(READY) ## operators and networks against their peers, side by side, in about 35 minutes
+	$(PY) kernels/benchmarks/ss2d.py --device cpu --budget 420
+	$(PY) kernels/benchmarks/selective_scan.py --device cpu --networks vmamba_tiny vanilla_vmamba_tiny --budget 1200
 	$(PY) kernels/benchmarks/growth.py --device cpu --budget 60 --contenders unfused ours,time-first
 	$(PY) kernels/benchmarks/backbone.py --device cpu
 	$(PY) kernels/benchmarks/memory.py --device cpu
