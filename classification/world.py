@@ -64,6 +64,8 @@ class World:
         if self.size > 1:
             dist.broadcast_object_list(answer, src=0)
         if answer[1] is not None:
+            if self.size > 1:
+                dist.barrier()  # the first leaves only when all have the answer: torchrun ends the others then
             raise UserError(answer[1])
         return answer[0]
 
