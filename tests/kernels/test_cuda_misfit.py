@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from functools import cache
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -19,9 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
     """What a library of some architectures knows of itself, compiled as setup.py does it, without kernels."""
-    spec = spec_from_file_location("setup_of_the_checkout", ROOT / "setup.py")
-    setup = module_from_spec(spec)
-    spec.loader.exec_module(setup)
+    setup = import_module("setup")
 
     @cache
     def make(architectures: str) -> Path:

@@ -5,18 +5,16 @@
 
 namespace {
 
+typedef Floats Unaligned __attribute__((aligned(4), may_alias));
+
 struct Vec {
   static constexpr int W = sizeof(Floats) / sizeof(float);
   static constexpr bool fast_divide = W < 16;
   Floats v;
 
   static VMAMBA_INLINE Vec set(float x) { return {x - Floats{}}; }
-  static VMAMBA_INLINE Vec load(const float* p) {
-    Vec r;
-    __builtin_memcpy(&r.v, p, sizeof r.v);
-    return r;
-  }
-  VMAMBA_INLINE void store(float* p) const { __builtin_memcpy(p, &v, sizeof v); }
+  static VMAMBA_INLINE Vec load(const float* p) { return {*reinterpret_cast<const Unaligned*>(p)}; }
+  VMAMBA_INLINE void store(float* p) const { *reinterpret_cast<Unaligned*>(p) = v; }
 };
 
 VMAMBA_INLINE Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
