@@ -43,6 +43,7 @@ struct Scan {
 
   __host__ __device__ i64 channels() const { return i64(groups) * group_channels; }
   i64 units() const { return batch * groups * blocks; }
+  __host__ __device__ int parts() const { return atomics ? 1 : blocks; }  // of the dB and dC of a group
 };
 
 // Thread blocks that join the segments of one batch element, a thread for each of [N, KD].
