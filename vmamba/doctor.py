@@ -46,6 +46,16 @@ def devices() -> list[tuple[str, str]]:
     return rows
 
 
+def misfits() -> list[str]:
+    """Return what the compiled CUDA library has no code for, a line with the remedy for each such device."""
+    import torch
+
+    from vmamba_kernels import native
+
+    found = [native.cuda_misfit(torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())]
+    return [f"cuda:{index}: {why}" for index, why in enumerate(found) if why]
+
+
 def backends() -> tuple[Sequence[tuple[str, ...]], list[str]]:
     """Return (operator, device, backend, error against the reference, why not another), and the backends that err."""
     import torch
@@ -56,7 +66,9 @@ def backends() -> tuple[Sequence[tuple[str, ...]], list[str]]:
     rows, wrong = [], []
     for operator, device, backend, reason in native.explain():
         checked = "not checked, no such device"
-        if device == "cpu" or torch.cuda.is_available():
+        if backend == "cuda" and misfits():
+            checked = "refuses a GPU"
+        elif device == "cpu" or torch.cuda.is_available():
             error = largest_error(operator, device)
             checked = f"error {error:.0e}"
             if not error < TOLERANCE:
@@ -107,9 +119,12 @@ def main(argv: list[str] | None = None) -> int:
         print(_table("Devices", devices()))
     rows, wrong = backends()
     print(_table("Backends", rows))
+    refused = misfits()
+    for line in refused:
+        print(line)
     if wrong:
         print(f"WRONG RESULTS from {', '.join(wrong)}: set VMAMBA_BUILD=off, install again, and report this page")
-    return 1 if wrong else 0
+    return 1 if wrong or refused else 0
 
 
 if __name__ == "__main__":
