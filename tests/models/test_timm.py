@@ -9,13 +9,14 @@ import pytest
 import timm
 import torch
 from timm.layers import is_exportable, is_scriptable
-from timm.models import FeatureInfo
+from timm.models import FeatureInfo, GraphExtractNet, get_graph_node_names
 from timm.models._manipulate import group_parameters
 from timm.optim import create_optimizer_v2
 
 from vmamba.models import model_names
 
 each_model = pytest.mark.parametrize("name", model_names())
+in_both_modes = pytest.mark.filterwarnings("ignore:NOTE. The nodes obtained by tracing the model in eval mode")
 SIZE = (64, 96)
 
 
@@ -89,7 +90,8 @@ def test_heads_can_be_left_out_reset_and_pooled_otherwise(name: str) -> None:
 
 
 @each_model
-@pytest.mark.parametrize("feature_cls", [None, "hook"])
+@in_both_modes
+@pytest.mark.parametrize("feature_cls", [None, "hook", "fx"])
 def test_features_only_gives_the_maps_that_its_info_tells(name: str, feature_cls: str | None) -> None:
     kwargs: dict[str, Any] = {} if feature_cls is None else {"feature_cls": feature_cls}
     model = small(name, features_only=True, **kwargs).eval()
@@ -212,6 +214,22 @@ def test_input_size_can_be_set_and_is_free(name: str) -> None:
         assert model(images(size=(96, 64))).shape == plain(images(size=(75, 50))).shape == (1, 1000)
     with pytest.raises(ValueError, match="patch_size"):
         plain.set_input_size(patch_size=8)
+
+
+@each_model
+@in_both_modes
+def test_torch_fx_traces_the_whole_network_and_its_mixers_are_nodes(name: str) -> None:
+    model = small(name, depths=(1, 1), num_classes=7, posembed=True, imgsize=64, drop_path_rate=0.0).eval()
+    training_nodes, nodes = get_graph_node_names(model)
+    assert {"layers.0.blocks.0.op", "layers.1.blocks.0.op", "classifier.head"} <= set(nodes)
+    graph = GraphExtractNet(model, [nodes[-1]])
+    with torch.no_grad():
+        for x in (images(), images(2, size=(50, 37))):
+            assert torch.equal(graph(x), model(x))
+    graph = GraphExtractNet(model.train(), [training_nodes[-1]]).train()
+    graph(images(2)).square().mean().backward()
+    assert [key for key, p in graph.graph_module.named_parameters() if p.grad is None] == []
+    assert len(list(graph.parameters())) == len(list(model.parameters()))
 
 
 def test_four_levels_at_an_odd_size() -> None:
