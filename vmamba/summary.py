@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vmamba.command_line import Parser
+from vmamba.command_line import Parser, parse_size
 from vmamba.counting import Activations, Count, activation_memory, count_model
 from vmamba.errors import UserError, closest, exit_on_user_error
 
@@ -140,14 +140,6 @@ def _table(rows: list[tuple[str, ...]]) -> list[str]:
         cells = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("  ".join(cells).rstrip())
     return lines
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Return (height, width) of "224" or "224x320"; `UserError` for anything else."""
-    words = text.lower().split("x")
-    if not 1 <= len(words) <= 2 or not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise UserError(f"--size {text}: give a positive number of pixels, or HEIGHTxWIDTH such as 224x320")
-    return int(words[0]), int(words[-1])
 
 
 @exit_on_user_error
