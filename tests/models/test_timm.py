@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -230,6 +231,26 @@ def test_torch_fx_traces_the_whole_network_and_its_mixers_are_nodes(name: str) -
     graph(images(2)).square().mean().backward()
     assert [key for key, p in graph.graph_module.named_parameters() if p.grad is None] == []
     assert len(list(graph.parameters())) == len(list(model.parameters()))
+
+
+@each_model
+def test_small_and_empty_batches_narrow_types_layouts_and_copies(name: str) -> None:
+    model = small(name, num_classes=7).eval()
+    x = images(2, size=(45, 36))
+    again = small(name, num_classes=7).eval()
+    with torch.no_grad():
+        for parameter in again.parameters():
+            parameter.zero_()
+    again.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        expected = model(x)
+        assert model(x[:0]).shape == (0, 7) and model(images(1, size=(32, 32))).isfinite().all()
+        for copied in (again, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301
+            assert torch.equal(copied(x), expected)
+        by_channel = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        assert torch.allclose(by_channel(x.contiguous(memory_format=torch.channels_last)), expected, atol=1e-6)
+        half = copy.deepcopy(model).half()(x.half())
+        assert half.dtype is torch.float16 and (half - expected).norm() <= 0.01 * expected.norm()
 
 
 def test_four_levels_at_an_odd_size() -> None:
