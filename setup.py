@@ -92,7 +92,7 @@ def run(command: list[str]) -> None:
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode:
         print(answer.stderr, file=sys.stderr)
-        errors = [line for line in answer.stderr.splitlines() if "error" in line] or ["no message"]
+        errors = re.findall(r".*\b(?:error|fatal)\b.*", answer.stderr) or ["no message"]
         raise CannotBuild(f"{Path(command[0]).name} failed: {errors[0].strip()}")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from vmamba import __version__
 from vmamba.command_line import Parser
 from vmamba.errors import exit_on_user_error
+from vmamba.import_times import import_times
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "timm", "safetensors", "yacs", "mmengine", "mmdet")
 
@@ -107,6 +108,7 @@ def _table(title: str, rows: Sequence[tuple[str, ...]]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m vmamba.doctor", description=__doc__)
     parser.add_argument("--brief", action="store_true", help="only one line per operator and device")
+    parser.add_argument("--imports", action="store_true", help="also time the imports, in fresh processes")
     arguments = parser.parse(argv)
     if not arguments.brief:
         print(_table("Versions", versions()))
@@ -117,6 +119,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     if not arguments.brief:
         print(_table("Devices", devices()))
+    if arguments.imports:
+        print(_table("Imports", import_times()))
     rows, wrong = backends()
     print(_table("Backends", rows))
     refused = misfits()

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
 import timm
 import torch
 from timm.layers import is_exportable, is_scriptable
-from timm.models import FeatureInfo
+from timm.models import FeatureInfo, GraphExtractNet, get_graph_node_names
 from timm.models._manipulate import group_parameters
 from timm.optim import create_optimizer_v2
 
 from vmamba.models import model_names
 
 each_model = pytest.mark.parametrize("name", model_names())
+in_both_modes = pytest.mark.filterwarnings("ignore:NOTE. The nodes obtained by tracing the model in eval mode")
 SIZE = (64, 96)
 
 
@@ -89,7 +91,8 @@ def test_heads_can_be_left_out_reset_and_pooled_otherwise(name: str) -> None:
 
 
 @each_model
-@pytest.mark.parametrize("feature_cls", [None, "hook"])
+@in_both_modes
+@pytest.mark.parametrize("feature_cls", [None, "hook", "fx"])
 def test_features_only_gives_the_maps_that_its_info_tells(name: str, feature_cls: str | None) -> None:
     kwargs: dict[str, Any] = {} if feature_cls is None else {"feature_cls": feature_cls}
     model = small(name, features_only=True, **kwargs).eval()
@@ -212,6 +215,42 @@ def test_input_size_can_be_set_and_is_free(name: str) -> None:
         assert model(images(size=(96, 64))).shape == plain(images(size=(75, 50))).shape == (1, 1000)
     with pytest.raises(ValueError, match="patch_size"):
         plain.set_input_size(patch_size=8)
+
+
+@each_model
+@in_both_modes
+def test_torch_fx_traces_the_whole_network_and_its_mixers_are_nodes(name: str) -> None:
+    model = small(name, depths=(1, 1), num_classes=7, posembed=True, imgsize=64, drop_path_rate=0.0).eval()
+    training_nodes, nodes = get_graph_node_names(model)
+    assert {"layers.0.blocks.0.op", "layers.1.blocks.0.op", "classifier.head"} <= set(nodes)
+    graph = GraphExtractNet(model, [nodes[-1]])
+    with torch.no_grad():
+        for x in (images(), images(2, size=(50, 37))):
+            assert torch.equal(graph(x), model(x))
+    graph = GraphExtractNet(model.train(), [training_nodes[-1]]).train()
+    graph(images(2)).square().mean().backward()
+    assert [key for key, p in graph.graph_module.named_parameters() if p.grad is None] == []
+    assert len(list(graph.parameters())) == len(list(model.parameters()))
+
+
+@each_model
+def test_small_and_empty_batches_narrow_types_layouts_and_copies(name: str) -> None:
+    model = small(name, num_classes=7).eval()
+    x = images(2, size=(45, 36))
+    again = small(name, num_classes=7).eval()
+    with torch.no_grad():
+        for parameter in again.parameters():
+            parameter.zero_()
+    again.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        expected = model(x)
+        assert model(x[:0]).shape == (0, 7) and model(images(1, size=(32, 32))).isfinite().all()
+        for copied in (again, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301
+            assert torch.equal(copied(x), expected)
+        by_channel = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        assert torch.allclose(by_channel(x.contiguous(memory_format=torch.channels_last)), expected, atol=1e-6)
+        half = copy.deepcopy(model).half()(x.half())
+        assert half.dtype is torch.float16 and (half - expected).norm() <= 0.01 * expected.norm()
 
 
 def test_four_levels_at_an_odd_size() -> None:
