@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
+from .fastvim import FastVim, VimLN
+from .fastvim_variants import FASTVIM_VARIANTS
 from .forward_type import ForwardType, parse_forward_type
 from .ss2d import SS2D
 from .ss2d_mamba2 import SS2DMamba2
+from .vim import Vim
+from .vim_variants import VIM_LN_VARIANTS, VIM_VARIANTS
 from .vssm import VSSM, Backbone
 from .vssm_keys import rename_published_keys, resize_pos_embed
 from .vssm_variants import (
@@ -33,7 +37,10 @@ __all__ = [
     "SS2DMamba2",
     "VSSM",
     "Backbone",
+    "FastVim",
     "ForwardType",
+    "Vim",
+    "VimLN",
     "model_names",
     "parse_forward_type",
     "rename_published_keys",
@@ -58,4 +65,5 @@ __all__ = [
 
 def model_names(pattern: str = "") -> list[str]:
     """The sorted names that this package registers with timm, those matching a glob pattern if one is given."""
-    return sorted(name for name in VARIANTS if not pattern or fnmatchcase(name, pattern))
+    names = (*VARIANTS, *VIM_VARIANTS, *VIM_LN_VARIANTS, *FASTVIM_VARIANTS)
+    return sorted(name for name in names if not pattern or fnmatchcase(name, pattern))

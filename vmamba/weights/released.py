@@ -1,7 +1,8 @@
-"""The checkpoints that the authors of VMamba released: file, release, size and score of each.
+"""The checkpoints that the authors of VMamba, Vim and FastVim released: file, release, size and score of each.
 
-Source: assets/performance.md and the first README of github.com/MzeroMiko/VMamba. Parameters of classifiers are exact
-and checked by a test; those of detectors and segmentors are the table's, in millions. The releases state no digest.
+Source: assets/performance.md and the first README of github.com/MzeroMiko/VMamba; the READMEs of github.com/hustvl/Vim
+and github.com/insitro/FastVim. Parameters of classifiers are exact and checked by a test; those of detectors and
+segmentors are the table's, in millions. The releases state no digest.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 CLASSIFICATION, DETECTION, SEGMENTATION = "classification", "detection", "segmentation"
+# Classifiers whose weights come from a masked autoencoder: further files of models that have one of their own.
+FINE_TUNED = "fine-tuned"
 _DOWNLOADS = "https://github.com/MzeroMiko/VMamba/releases/download"
 
 
@@ -19,7 +22,8 @@ class Released:
 
     `model` is its network here, for detectors and segmentors the backbone's; `score` is top-1 on ImageNet-1K, box AP on
     COCO or single-scale mIoU on ADE20K, `second` top-5, mask AP or multi-scale mIoU, all in percent. `parameters` is
-    exact where `tensors`, the length of the state_dict, is given. `averaged` tells that the weights are averaged ones.
+    exact where `tensors`, the length of the state_dict, is given. `averaged` tells that the weights are averaged ones;
+    `entry` is where they are in the file, "" for the usual place. `source` is the address above the tag's.
     """
 
     model: str
@@ -33,11 +37,13 @@ class Released:
     recipe: str = "ImageNet-1K"
     averaged: bool = True
     sha256: str = ""
+    entry: str = ""
+    source: str = _DOWNLOADS
 
     @property
     def url(self) -> str:
         """Where the file is: the tag is the release's, with its '#'."""
-        return f"{_DOWNLOADS}/{quote(self.tag)}/{self.file}"
+        return f"{self.source}/{quote(self.tag)}/{self.file}"
 
 
 def _cls(model: str, tag: str, file: str, parameters: int, tensors: int, top1: float, top5: float | None, **more):
@@ -54,6 +60,18 @@ def _seg(model: str, file: str, millions: int, single: float, multi: float, tag:
     return Released(model, tag, f"{file}.pth", millions * 10**6, single, multi, None, SEGMENTATION, recipe, False)
 
 
+def _vim(model: str, size: str, file: str, parameters: int, tensors: int, top1: float, top5: float) -> Released:
+    source = f"https://huggingface.co/hustvl/Vim-{size}-midclstok/resolve"
+    return Released(model, "main", f"{file}.pth", parameters, top1, top5, tensors, averaged=False, source=source)
+
+
+def _fast(model: str, file: str, parameters: int, tensors: int, top1: float, **more) -> Released:
+    source = "https://github.com/insitro/FastVim/releases/download"
+    return Released(model, "v0", f"{file}.ckpt", parameters, top1, None, tensors, source=source, **more)
+
+
+_MAE: dict = dict(task=FINE_TUNED, recipe="masked autoencoder, then ImageNet-1K", averaged=False)
+_EMA: dict = dict(entry="state_dict_ema")
 _V0T, _V0S, _V0B = "vanilla_vmamba_tiny", "vanilla_vmamba_small", "vanilla_vmamba_base"
 _T2, _S2, _B2 = "vmamba_tiny_s2l5", "vmamba_small_s2l15", "vmamba_base_s2l15"
 _T1, _S1, _B1 = "vmamba_tiny_s1l8", "vmamba_small_s1l20", "vmamba_base_s1l20"
@@ -91,6 +109,17 @@ RELEASED = (
     _seg(_S2, f"{_ADE}_small_iter_144000", 82, 50.6, 51.2),
     _seg(_B2, f"{_ADE}_base_iter_160000", 122, 51.0, 51.6),
     _seg(_T1, f"{_ADE}_tiny_s_iter_160000", 62, 47.9, 48.8),
+    _vim("vim_tiny", "tiny", "vim_t_midclstok_76p1acc", 7148008, 535, 76.1, 93.0),
+    _vim("vim_tiny_stride8", "tiny", "vim_t_midclstok_ft_78p3acc", 7250344, 535, 78.3, 94.2),
+    _vim("vim_small", "small", "vim_s_midclstok_80p5acc", 25796584, 535, 80.5, 95.1),
+    _vim("vim_small_stride8", "small", "vim_s_midclstok_ft_81p6acc", 26001256, 535, 81.6, 95.4),
+    _vim("vim_base", "base", "vim_b_midclstok_81p9acc", 97598440, 535, 81.9, 95.8),
+    _fast("fastvim_tiny", "FastVim_tiny", 7166056, 582, 75.4, **_EMA),
+    _fast("fastvim_small", "FastVim_small", 25832680, 582, 81.1, **_EMA),
+    _fast("fastvim_base", "FastVim_base", 97670632, 582, 82.6, **_EMA),
+    _fast("vim_ln_base", "Vim_base_withlayernorm", 97672168, 583, 82.6, **_EMA),
+    _fast("fastvim_base", "finetune_FastVim_base", 97670632, 582, 83.0, **_MAE),
+    _fast("vim_ln_base", "finetune_Vim_base", 97672168, 583, 83.3, **_MAE),
 )
 
 
