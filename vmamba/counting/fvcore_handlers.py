@@ -15,7 +15,8 @@ def fvcore_handlers() -> dict[str, Handler]:
     """Return {operator: handler} for ``FlopCountAnalysis(model, x).set_op_handle(**fvcore_handlers())``.
 
     With them fvcore gives the sum of `count_model`. Beside our own operators the einsum is replaced: fvcore's own loses
-    the last digits of a large count. RMSNorm, which fvcore leaves out, has its rule. fvcore itself is not needed for the call.
+    the last digits of a large count. RMSNorm, which fvcore leaves out, has its rule. fvcore itself is not needed for
+    the call.
     """
     others = {"aten::einsum": _einsum, "aten::rms_norm": _rms_norm}
     return {**{name: _handler(rule) for name, rule in OURS.items()}, **others}

@@ -116,6 +116,5 @@ def ss2d(layer: SS2D, x: Sequence[int], y: Sequence[int]) -> int:
     return macs + scan_macs(positions, groups * inner, layer.d_state, skip=True)
 
 
-
 # Its steps depend on the grid of the tokens, which no shape tells.
 count_by_operators(VimMixer)

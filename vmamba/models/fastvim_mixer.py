@@ -7,6 +7,7 @@ Source: Kapse et al., "Fast Vision Mamba: Pooling Spatial Dimensions for Acceler
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +25,7 @@ class FastVimMixer(VimMixer):
     The tokens of a line are pooled by `collapse_method` "mean" or "max", and multiplied by `scaling_factor`, after the
     convolution over all tokens. Every token gets the scan's output for its line, and a skip from its own value. The
     mean of the two directions follows, then the LayerNorm unless `norm_after_scan` is False, then the gate.
+    The grid may have more axes, and `pooled_axes` may be others than the last; as for `vmamba_kernels.pooled_scan`.
     `use_fast_path=False` scans, repeats and adds by plain operators, with the same result.
     The other arguments are those of `VimMixer`.
     """
@@ -34,6 +36,7 @@ class FastVimMixer(VimMixer):
         *,
         collapse_method: str = "mean",
         scaling_factor: float = 1.0,
+        pooled_axes: int | Sequence[int] = -1,
         norm_after_scan: bool = True,
         **options: Any,
     ) -> None:
@@ -42,12 +45,14 @@ class FastVimMixer(VimMixer):
             raise UserError(f"bimamba_type: FastVim scans both directions, 'v2', got {self.bimamba_type!r}; use Vim")
         self.collapse_method = find("collapse_method", collapse_method, ("mean", "max"))
         self.scaling_factor = scaling_factor
+        self.pooled_axes = pooled_axes
 
-    def _scanned(self, x: Tensor, grid: tuple[int, int] | None) -> Tensor:
+    def _scanned(self, x: Tensor, grid: Any) -> Tensor:
         """[B, L, E]: the mean of the directions for x [B, E, L], all of it in the order of the tokens."""
-        assert grid is not None
         u = self._convolved(x, flip_output=False)  # [B, 2E, L]
-        steps = pool_tokens(u, grid, reduce=self.collapse_method, scale=self.scaling_factor)  # [B, 2E, P]
+        steps = pool_tokens(
+            u, grid, self.pooled_axes, reduce=self.collapse_method, scale=self.scaling_factor
+        )  # [B, 2E, P]
         delta, b, c = self._projected(steps)
         A, D, bias = self._recurrence()
         y = pooled_scan(
@@ -60,6 +65,7 @@ class FastVimMixer(VimMixer):
             D,
             bias,
             grid=grid,
+            pooled_axes=self.pooled_axes,
             reverse=(False, True),
             average=True,
             backend=self.backend if self.use_fast_path else "unfused",

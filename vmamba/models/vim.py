@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import lecun_normal_, trunc_normal_
+from timm.layers import trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -29,7 +29,7 @@ from .class_tokens import (
 )
 from .layers import LayerNorm, find
 from .rope import Rope, Rotation, rotated
-from .vim_block import Block, Grid, RMSNorm, transpose_tokens
+from .vim_block import Block, Grid, RMSNorm, swap_axes
 from .vim_checks import check_vim_arguments, refuse_unknown
 from .vim_keys import read_vim_keys
 from .vim_mixer import VimMixer, wide
@@ -67,6 +67,9 @@ class Vim(nn.Module):
 
     pads_images = False
     scans_columns = False
+    patch_embedding: type[PatchEmbed] = PatchEmbed
+    # Whether the position embedding has rows for the class tokens.
+    embeds_class_tokens = True
 
     def __init__(
         self,
@@ -137,9 +140,9 @@ class Vim(nn.Module):
         for name in CLASS_TOKEN_NAMES[self.class_token]:
             self.register_parameter(name, nn.Parameter(torch.empty(1, 1, embed_dim, **dd)))
         stride = patch_size if stride is None else stride
-        patches = PatchEmbed(self.in_chans, embed_dim, patch_size, stride, self.pads_images, **dd)
+        patches = self.patch_embedding(self.in_chans, embed_dim, patch_size, stride, self.pads_images, **dd)
         grid = self._oriented(patches.grid(self.img_size))
-        rows = grid[0] * grid[1] + CLASS_TOKENS[self.class_token]
+        rows = grid[0] * grid[1] + CLASS_TOKENS[self.embedded_token]
         self.pos_embed: nn.Parameter | None = None
         if if_abs_pos_embed:
             self.pos_embed = nn.Parameter(torch.empty(1, rows, embed_dim, **dd))
@@ -171,9 +174,7 @@ class Vim(nn.Module):
                 reset()
         if needs_reset and self.rope is not None:
             self.rope.set_grid(self.rope.grid, self.patch_embed.proj.weight.device)
-        lecun_normal_(self.patch_embed.proj.weight)
-        if self.patch_embed.proj.bias is not None:
-            nn.init.zeros_(self.patch_embed.proj.bias)
+        self.patch_embed.init_weights()
         self._init_head()
         for token in (*self._class_tokens(), *([] if self.pos_embed is None else [self.pos_embed])):
             trunc_normal_(token, std=0.02)
@@ -191,6 +192,11 @@ class Vim(nn.Module):
         return [getattr(self, name) for name in CLASS_TOKEN_NAMES[self.class_token]]
 
     # sizes
+
+    @property
+    def embedded_token(self) -> str:
+        """The kind of class token that the position embedding has rows for."""
+        return self.class_token if self.embeds_class_tokens else "none"
 
     def _oriented(self, grid: Grid) -> Grid:
         """The grid of the sequence: lines and tokens a line."""
@@ -222,7 +228,7 @@ class Vim(nn.Module):
             self.rope.set_grid(self.grid, self.rope.freqs_cos.device)
 
     def _resized(self, pos_embed: Tensor, old: Grid, new: Grid) -> Tensor:
-        return resize_token_embed(pos_embed, old, new, self.class_token, self.legacy_resize)
+        return resize_token_embed(pos_embed, old, new, self.embedded_token, self.legacy_resize)
 
     def resized_embed(self, pos_embed: Tensor, old: Grid) -> Tensor:
         """A position embedding of the grid `old`, class tokens' rows among its own, as one of this model's grid."""
@@ -363,7 +369,7 @@ class Vim(nn.Module):
         x = without_tokens(x, places)
         grid = sequence.grid
         if self.scans_columns:
-            x, grid = transpose_tokens(x, grid), grid[::-1]
+            x, grid = swap_axes(x, grid)
         x = x.unflatten(1, grid)
         return (x.permute(0, 3, 1, 2) if layout == "NCHW" else x).contiguous()
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from .rope import Rotation, rotated
 from .vim_mixer import VimMixer
 
-Grid = tuple[int, int]
+Grid = tuple[int, ...]
 
 
 class RMSNorm(nn.RMSNorm):
@@ -25,10 +25,10 @@ class RMSNorm(nn.RMSNorm):
 
 
 class Block(nn.Module):
-    """x + DropPath(mixer(norm(x))) for tokens x [B, L, D] of a grid (rows, columns).
+    """x + DropPath(mixer(norm(x))) for tokens x [B, L, D] of a grid, (rows, columns) of an image.
 
-    With `transposed` the mixer sees the tokens column by column. A half mixer's output is added to a float32 x in
-    float32. A rotation is applied to the branch before it is added.
+    With `swaps` the mixer sees the tokens with these two axes of the grid exchanged. A half mixer's output is added to
+    a float32 x in float32. A rotation is applied to the branch before it is added.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Block(nn.Module):
         self.mixer = mixer
         self.norm = norm(dim, **dd)
         self.drop_path = DropPath(drop_path)
-        self.transposed = False
+        self.swaps: tuple[int, int] | None = None
         self.use_checkpoint = False
 
     def forward(self, x: Tensor, grid: Grid, rotation: Rotation | None = None) -> Tensor:
@@ -48,15 +48,17 @@ class Block(nn.Module):
 
     def _added(self, x: Tensor, grid: Grid, rotation: Rotation | None) -> Tensor:
         normed = self.norm(x).to(self.mixer.in_proj.weight.dtype)
-        if self.transposed:
-            columns = self.mixer(transpose_tokens(normed, grid), grid[::-1])
-            branch = transpose_tokens(columns, grid[::-1])
-        else:
-            branch = self.mixer(normed, grid)
-        branch = self.drop_path(branch)
+        branch = self.drop_path(self._mixed(normed, grid))
         return x + (branch if rotation is None else rotated(branch, rotation))
 
+    def _mixed(self, x: Tensor, grid: Any) -> Tensor:
+        if self.swaps is None:
+            return self.mixer(x, grid)
+        x, swapped = swap_axes(x, grid, self.swaps)
+        return swap_axes(self.mixer(x, swapped), swapped, self.swaps)[0]
 
-def transpose_tokens(x: Tensor, grid: Grid) -> Tensor:
-    """The tokens [B, r*c, D] of a grid (r, c) in the order of the grid (c, r)."""
-    return x.unflatten(1, grid).transpose(1, 2).flatten(1, 2)
+
+def swap_axes(x: Tensor, grid: Grid, axes: tuple[int, int] = (0, 1)) -> tuple[Tensor, Grid]:
+    """The tokens [B, L, D] of a grid in the order of the grid with two axes exchanged, and that grid."""
+    x = x.unflatten(1, grid).transpose(axes[0] + 1, axes[1] + 1)
+    return x.flatten(1, len(grid)), tuple(x.shape[1 : len(grid) + 1])

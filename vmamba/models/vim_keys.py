@@ -42,7 +42,7 @@ def read_vim_keys(
             embed = insert_tokens(embed[:, 1:], [embed[:, :1]], class_token_places("middle", rows))
             renamed[key] = key
         found, own = embed.shape[1], model.pos_embed.shape[1]
-        old = square_grid(found - CLASS_TOKENS[model.class_token])
+        old = square_grid(found - CLASS_TOKENS[model.embedded_token])
         if found != own and old is not None:
             resized[key] = (tuple(embed.shape), (1, own, embed.shape[2]))
             embed = model.resized_embed(embed, old)

@@ -134,14 +134,14 @@ class VimMixer(nn.Module):
         dt = torch.rand(self.d_inner, device=projection.bias.device).mul_(high - low).add_(low).exp_().clamp_(min=floor)
         projection.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
-    def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, x: Tensor, grid: Any = None) -> Tensor:
         """[B, L, D]; `grid`, the rows and columns of the tokens, is for mixers that pool them."""
         x, z = self.in_proj(x).chunk(2, dim=-1)  # [B, L, E]
         y = self.layernorm(self._scanned(x.transpose(1, 2), grid))
         y = self.out_proj(y.to(z.dtype) * F.silu(z))  # [B, L, D]
         return y if self.gamma is None else y * self.gamma
 
-    def _scanned(self, x: Tensor, grid: tuple[int, int] | None) -> Tensor:
+    def _scanned(self, x: Tensor, grid: Any) -> Tensor:
         """[B, L, E]: the directions together, for x [B, E, L]; the scan walks each of them forward in its own time."""
         u = self._convolved(x, flip_output=True)
         delta, b, c = self._projected(u)
