@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -445,6 +447,23 @@ def test_bad_arguments_are_named(kind: type[nn.Module], options: dict[str, Any],
 def test_unknown_arguments_are_refused(kind: type[nn.Module], wrong: str, meant: str) -> None:
     with pytest.raises(TypeError, match=rf"{kind.__name__}: unknown argument '{wrong}'. Did you mean '{meant}'"):
         kind(**{wrong: 3})
+
+
+def test_the_table_of_features_names_tests_that_exist() -> None:
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "vim_fastvim.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+)(?:-(\d+))? \| [^|]+ \| ([^|]+) \|$", text, re.MULTILINE)
+    assert {n for first, last, _ in rows for n in range(int(first), int(last or first) + 1)} == set(range(1, 66))
+    sources = {path: path.read_text(encoding="utf-8") for path in (root / "tests").rglob("test_*.py")}
+    everything = "\n".join(sources.values())
+    for _, _, cell in rows:
+        for name in re.findall(r"\btest_\w+", cell):
+            assert f"def {name}(" in everything or any(path.stem == name for path in sources), name
+        for file in re.findall(r"tests/[\w/]+\.py", cell):
+            assert (root / file).is_file(), file
+        for word in re.findall(r"`((?:mini|vim|vimln|fastvim|fastmaskvim|fastchannelvim)_?\w*)`", cell):
+            found = list((root / "tests" / "data" / "golden").rglob(f"{word}_*.npz"))
+            assert found, word
 
 
 def test_mixers_alone() -> None:
