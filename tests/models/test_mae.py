@@ -94,6 +94,18 @@ def test_patches_and_back() -> None:
     assert torch.equal(model.unpatchify(patches), images())
 
 
+def test_targets_of_columns_are_aligned_on_request() -> None:
+    model = FastMaskVim(**NANO, **DECODER, scanpath_type="colwise", norm_pix_loss=False)
+    patches = model.patchify(images())
+    own = patches.unflatten(1, (4, 6)).transpose(1, 2).flatten(1, 2)
+    everything = torch.ones(2, 24)
+    assert (
+        float(model.loss(images(), patches, everything)) == 0.0 and float(model.loss(images(), own, everything)) > 0.5
+    )
+    model.aligned_targets = True
+    assert float(model.loss(images(), own, everything)) == 0.0
+
+
 def test_kept_tokens_in_transposed_order() -> None:
     kept = KeptTokens(2, 3, torch.tensor([[0, 2, 4], [1, 3, 5]]))
     turned, order = kept.transposed()

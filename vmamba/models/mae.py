@@ -30,7 +30,8 @@ class MaskedAutoencoder(nn.Module):
 
     The encoder sees the kept patches alone; the decoder sees them among mask tokens, and tells the pixels of each
     patch, channels last. The loss is the mean squared error over the hidden patches, with `norm_pix_loss` of pixels
-    normed within their patch. `mask_ratio` is the hidden part. The other arguments are those of `Vim`; images have the
+    normed within their patch. `mask_ratio` is the hidden part. As published, tokens that a "colwise" scan has in column
+    order are compared with the patches in row order; with `aligned_targets` each is compared with its own. The other arguments are those of `Vim`; images have the
     one size that is built for.
     """
 
@@ -56,6 +57,7 @@ class MaskedAutoencoder(nn.Module):
         dtype: torch.dtype | None = None,
         *,
         mask_ratio: float = 0.75,
+        aligned_targets: bool = False,
         scanpath_type: str = "rowwise",
         use_norm_after_ssm: bool = True,
         init_layer_scale: float | None = None,
@@ -86,6 +88,7 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_embed_dim = decoder_embed_dim
         self.mask_ratio = mask_ratio
         self.norm_pix_loss = norm_pix_loss
+        self.aligned_targets = aligned_targets
         self.residual_in_fp32 = residual_in_fp32
         self.scans_columns = find("scanpath_type", scanpath_type, ("rowwise", "colwise")) == "colwise"
         patches = PatchEmbed(self.in_chans, embed_dim, patch_size, patch_size, **dd)
@@ -130,7 +133,7 @@ class MaskedAutoencoder(nn.Module):
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
         if self.patch_embed.proj.bias is not None:
             nn.init.zeros_(self.patch_embed.proj.bias)
-        for token in [self.mask_token] + [self.cls_token] * self.class_rows:
+        for token in [self.mask_token, self.cls_token] if self.class_rows else [self.mask_token]:
             nn.init.trunc_normal_(token, std=0.02)
         for linear in (self.decoder_embed, self.decoder_pred):
             nn.init.zeros_(linear.bias)
@@ -203,7 +206,8 @@ class MaskedAutoencoder(nn.Module):
     def loss(self, images: Tensor, predicted: Tensor, mask: Tensor) -> Tensor:
         """The mean squared error over the hidden patches."""
         target = self.patchify(images)
-        target = swap_axes(target, self.image_grid)[0] if self.scans_columns else target
+        if self.scans_columns and self.aligned_targets:
+            target = swap_axes(target, self.image_grid)[0]
         if self.norm_pix_loss:
             variance, mean = torch.var_mean(target, dim=2, keepdim=True)
             target = (target - mean) / (variance + 1e-6).sqrt()
