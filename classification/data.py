@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 from classification.rng import borrowed_seed
 from classification.sampler import SeededBatches
 from classification.sources import ImageSource, open_source
+from classification.stopping import leave_signals_to_the_main_process
 from classification.transforms import needs_colour, split_transform, train_transform
 from classification.world import World
 from vmamba.errors import UserError
@@ -82,6 +83,7 @@ class Batches:
             num_workers=workers,
             pin_memory=config.DATA.PIN_MEMORY and batches.world.device.type == "cuda",
             persistent_workers=keep_workers and workers > 0,
+            worker_init_fn=leave_signals_to_the_main_process,
             # its own generator: starting an epoch must not draw from the global one
             generator=torch.Generator().manual_seed(0),
         )

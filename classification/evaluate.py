@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,16 +34,19 @@ def evaluate(
     world: World,
     logger: logging.Logger,
     print_freq: int = 10,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> Score:
     """Return the `Score` of `network`, the same on every process.
 
-    With fewer than five classes, top-5 counts all of them. The network is left in evaluation mode.
+    With fewer than five classes, top-5 counts all of them. The network is left in evaluation mode. `on_batch` is called
+    after each batch that every process has, and may ask them all something; it may raise to end the evaluation.
     """
     network.eval()
     world.sync_buffers(network)
     totals = torch.zeros(4, dtype=torch.float64)
     clock, times = Clock(), Meter()
     losses, first, five = Meter(), Meter(), Meter()
+    common = batches.images // world.size // batches.sampler.batch_size
     for step, (images, labels) in enumerate(batches):
         images, labels = (t.to(world.device, non_blocking=True) for t in (images, labels))
         with precision.autocast():
@@ -52,6 +56,8 @@ def evaluate(
         for meter, value, factor in zip((first, five, losses), counts.tolist(), (100, 100, 1)):
             meter.update(factor * value / len(labels), len(labels))
         times.update(clock.lap())
+        if step < common:
+            on_batch()
         if step % print_freq == 0:
             logger.info(
                 f"Test: [{step}/{len(batches)}]\t"
