@@ -118,8 +118,8 @@ def train(trainer: Trainer, data: Data, progress: Progress, folder: Path, consol
     checkpoints = Checkpoints(trainer, progress, data.train, data.classes, folder)
     done = progress.epoch * steps + trainer.so_far.step
     with (
-        explained(trainer, progress),
         trainer.stopping,
+        explained(trainer, progress),
         Bar(console, config.TRAIN.EPOCHS * steps, done, visible=world.first) as bar,
     ):
         try:

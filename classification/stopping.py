@@ -25,6 +25,7 @@ import torch
 from classification.world import World
 
 REQUEUE = 75  # EX_TEMPFAIL: the same command, started again, goes on
+# By weight: a scheduler that preempts may send SIGTERM as well, and "start me again" must survive it.
 _ASK = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 # A launcher and the terminal may both deliver one key press.
 _SAME_PRESS = 0.5
@@ -34,8 +35,8 @@ _OVER = b"\0"
 class Interrupted(Exception):
     """All processes have agreed to end on a signal; `code` is the exit code for it."""
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
+    def __init__(self, signum: signal.Signals) -> None:
+        super().__init__(signum.name)
         self.code = REQUEUE if signum in (signal.SIGUSR1, signal.SIGUSR2) else 128 + signum
 
 
@@ -81,9 +82,9 @@ class Stopping:
 
     @property
     def requested(self) -> int:
-        """The signal that this process was sent, 0 without one; SIGTERM also where torchrun itself has died."""
+        """The weight of what this process was sent, 0 without a signal; of SIGTERM where torchrun itself has died."""
         if not self._received and self._parent is not None and os.getppid() != self._parent:
-            self._received = int(signal.SIGTERM)
+            self._note(signal.SIGTERM)
         return self._received
 
     def check(self, world: World) -> None:
@@ -94,10 +95,10 @@ class Stopping:
     def obey(self) -> None:
         """Raise `Interrupted` when the processes have agreed to end."""
         if self.agreed:
-            raise Interrupted(self.agreed)
+            raise Interrupted(_ASK[self.agreed - 1])
 
-    def _note(self, signum: int, _: FrameType | None) -> None:
-        self._received = max(self._received, signum)
+    def _note(self, signum: int, _: FrameType | None = None) -> None:
+        self._received = max(self._received, 1 + _ASK.index(signal.Signals(signum)))
 
 
 def _end_at_second_interrupt(listen: int) -> None:
