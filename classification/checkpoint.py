@@ -97,13 +97,15 @@ class Checkpoints:
         if self._saved == (progress.epoch, step):
             return True
         states = trainer.world.gather((capture_states(trainer.world.device), trainer.so_far.state()))
+        parts = {"model": trainer.network.state_dict(), "optimizer": trainer.optimizer.state_dict()}
+        if trainer.average is not None:
+            parts["model_ema"] = trainer.average.network.state_dict()
         name = f"ckpt_epoch_{progress.epoch}_step_{step}.pth" if step else f"ckpt_epoch_{progress.epoch - 1}.pth"
 
         def write() -> None:
             payload = {
                 **self._common(),
-                "model": trainer.network.state_dict(),
-                "optimizer": trainer.optimizer.state_dict(),
+                **parts,
                 "lr_scheduler": _plain(trainer.schedule.state_dict()),
                 "scaler": trainer.precision.scaler.state_dict(),
                 "nonfinite_in_a_row": trainer.nonfinite_in_a_row,
@@ -111,8 +113,6 @@ class Checkpoints:
                 "rng": [rng for rng, _ in states],
                 "so_far": [so_far for _, so_far in states],
             }
-            if trainer.average is not None:
-                payload["model_ema"] = trainer.average.network.state_dict()
             save_checkpoint(self.folder / name, payload)
             link_checkpoint(self.folder / name, self.folder / LAST)
             drop_old(self.folder, trainer.config.KEEP_CHECKPOINTS)
@@ -124,14 +124,10 @@ class Checkpoints:
 
     def save_best(self) -> bool:
         """Write the weights that have just scored best as ``best.pth``, under the key ``model``; False if refused."""
-
-        def write() -> None:
-            average = self.trainer.average if self.progress.best_is_ema else None
-            network = self.trainer.network if average is None else average.network
-            kind = {"weights": "model_ema" if average is not None else "model"}
-            save_checkpoint(self.folder / BEST, {**self._common(), "model": network.state_dict(), **kind})
-
-        return self._try(BEST, write)
+        average = self.trainer.average if self.progress.best_is_ema else None
+        weights = (self.trainer.network if average is None else average.network).state_dict()
+        parts = {"model": weights, "weights": "model" if average is None else "model_ema"}
+        return self._try(BEST, lambda: save_checkpoint(self.folder / BEST, {**self._common(), **parts}))
 
     def _try(self, name: str, write: Any) -> bool:
         try:

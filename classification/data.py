@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,11 +71,15 @@ def _as_is(batch):
 
 
 class Batches:
-    """A loader that yields (images, labels) and turns an unreadable image into a one-line error."""
+    """A loader that yields (images, labels) and turns an unreadable image into a one-line error.
+
+    Once `enough` answers true, on this process alone, there is no further batch.
+    """
 
     def __init__(self, dataset: Images, batches: SeededBatches, config: CfgNode, keep_workers: bool) -> None:
         workers = config.DATA.NUM_WORKERS
         self.dataset, self.sampler = dataset, batches
+        self.enough: Callable[[], bool] = lambda: False
         self._loader = DataLoader(
             dataset,
             batch_sampler=batches,
@@ -93,6 +97,8 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for batch in self._loader:
+            if self.enough():
+                break
             if isinstance(batch, BadImage):
                 raise UserError(f"cannot read the image {batch.name}: {batch.reason}; repair or remove it")
             yield batch

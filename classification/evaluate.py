@@ -34,19 +34,18 @@ def evaluate(
     world: World,
     logger: logging.Logger,
     print_freq: int = 10,
-    on_batch: Callable[[], None] = lambda: None,
+    on_counted: Callable[[], None] = lambda: None,
 ) -> Score:
     """Return the `Score` of `network`, the same on every process.
 
-    With fewer than five classes, top-5 counts all of them. The network is left in evaluation mode. `on_batch` is called
-    after each batch that every process has, and may ask them all something; it may raise to end the evaluation.
+    With fewer than five classes, top-5 counts all of them. The network is left in evaluation mode. `on_counted` is
+    called when all processes have counted their images, and may raise: where the batches of one were cut short.
     """
     network.eval()
     world.sync_buffers(network)
     totals = torch.zeros(4, dtype=torch.float64)
     clock, times = Clock(), Meter()
     losses, first, five = Meter(), Meter(), Meter()
-    common = batches.images // world.size // batches.sampler.batch_size
     for step, (images, labels) in enumerate(batches):
         images, labels = (t.to(world.device, non_blocking=True) for t in (images, labels))
         with precision.autocast():
@@ -56,8 +55,6 @@ def evaluate(
         for meter, value, factor in zip((first, five, losses), counts.tolist(), (100, 100, 1)):
             meter.update(factor * value / len(labels), len(labels))
         times.update(clock.lap())
-        if step < common:
-            on_batch()
         if step % print_freq == 0:
             logger.info(
                 f"Test: [{step}/{len(batches)}]\t"
@@ -65,6 +62,7 @@ def evaluate(
                 f"Mem {memory_megabytes(world.device):.0f}MB"
             )
     totals = world.sum(totals.to(world.device)).cpu()
+    on_counted()
     right1, right5, loss, images_seen = totals.tolist()
     score = Score(100 * right1 / images_seen, 100 * right5 / images_seen, loss / images_seen, int(images_seen))
     logger.info(f" * Acc@1 {score.top1:.3f} Acc@5 {score.top5:.3f}")

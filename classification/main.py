@@ -116,6 +116,7 @@ def train(trainer: Trainer, data: Data, progress: Progress, folder: Path, consol
         evaluate_all(trainer, data)
     records = Records(folder, progress.epoch, config.TENSORBOARD, logger) if world.first else None
     checkpoints = Checkpoints(trainer, progress, data.train, data.classes, folder)
+    data.held_out.enough = lambda: trainer.stopping.requested > 0
     done = progress.epoch * steps + trainer.so_far.step
     with (
         trainer.stopping,
@@ -143,7 +144,7 @@ def train(trainer: Trainer, data: Data, progress: Progress, folder: Path, consol
         records.close()
         logger.info(f"best accuracy {progress.best:.2f}%")
         logger.info(f"checkpoint {folder / BEST}")
-        logger.info(f"curves     {draw_curves(folder)}")
+        logger.info(f"curves     {_drawn(folder)}")
         logger.info(f"log        {folder / 'log_rank0.txt'}")
     if checkpoints.missed:
         raise TrainingStopped(f"all epochs are trained, but not all is on the disk: {checkpoints.missed}")
@@ -164,7 +165,7 @@ def evaluate_all(trainer: Trainer, data: Data) -> tuple[Score, Score | None]:
             world,
             logger,
             config.PRINT_FREQ,
-            on_batch=lambda: trainer.stopping.check(world),
+            on_counted=lambda: trainer.stopping.check(world),
         )
         logger.info(f"Accuracy of the network{label} on the {score.images} test images: {score.top1:.1f}%")
         scores.append(score)
@@ -198,6 +199,13 @@ def load_for_evaluation(trainer: Trainer, folder: Path) -> None:
         source = str(found)
     config.MODEL.PRETRAINED = source
     load_pretrained(config, trainer)
+
+
+def _drawn(folder: Path) -> str:
+    try:
+        return str(draw_curves(folder))
+    except OSError as error:
+        return f"cannot be drawn: {error.strerror}"
 
 
 def _row(epoch: int, summary, score: Score, score_ema: Score | None) -> dict:
