@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -61,7 +62,8 @@ def create_logger(name: str, rank: int, folder: Path | None, console: Console) -
 def close_logger(logger: logging.Logger) -> None:
     """Close the files of `logger`."""
     for handler in logger.handlers[:]:
-        handler.close()
+        with suppress(OSError):  # a full disk
+            handler.close()
         logger.removeHandler(handler)
 
 

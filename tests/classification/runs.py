@@ -52,7 +52,7 @@ class Ranks:
             process.start()
             self.processes.append(process)
 
-    def wait(self, timeout: float = 120) -> list[int]:
+    def wait(self, timeout: float = 400) -> list[int]:
         """Return the exit codes by rank (-9: by SIGKILL); what still runs after `timeout` seconds is an error."""
         until = time.monotonic() + timeout
         for process in self.processes:
