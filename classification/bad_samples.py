@@ -113,6 +113,6 @@ def refusal(images: list[BadImage]) -> str:
     last = images[-1]
     more = f", nor can the {len(images) - 1} before it" if len(images) > 1 else ""
     return (
-        f"cannot read the image {last.name}: {last.reason}{more}; repair or remove it, or raise DATA.MAX_BAD, the number "
-        "of images that a run may skip"
+        f"cannot read the image {last.name}: {last.reason}{more}; repair or remove it, or raise DATA.MAX_BAD, the "
+        "number of images that a run may skip"
     )
