@@ -26,6 +26,7 @@ class BadImage:
     split: str
     name: str
     reason: str
+    index: int = -1
 
     @property
     def line(self) -> str:

@@ -75,7 +75,8 @@ class Images(Dataset):
             try:
                 image = in_mode(self.source.load(number), self.mode)
             except IMAGE_ERRORS as error:
-                bad.append(BadImage("train" if self.train else "val", self.source.name(number), reason_of(error)))
+                split = "train" if self.train else "val"
+                bad.append(BadImage(split, self.source.name(number), reason_of(error), number))
                 continue
             return np.asarray(self.image_steps(image)), int(self.source.labels[number])
         return None
@@ -107,6 +108,7 @@ class Batches:
     ) -> None:
         self.dataset, self.sampler, self.bad = dataset, sampler, bad
         self._loader = loader
+        self._left_out: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -115,6 +117,7 @@ class Batches:
         train = self.sampler.train
         for number, loaded in enumerate(self._loader, start=1):
             self.bad.add(loaded.bad)
+            self._left_out.update(image.index for image in loaded.bad)
             if loaded.fatal:
                 raise UserError(loaded.fatal)
             if loaded.images is None or loaded.labels is None:
@@ -130,6 +133,14 @@ class Batches:
     def images(self) -> int:
         """Number of images over all processes."""
         return len(self.dataset)
+
+    def name(self, position: int) -> str:
+        """Return the name of the image that an evaluation on this process has yielded at `position`."""
+        if isinstance(self.dataset, StreamImages):
+            return f"image {position} of {self.dataset.title}"
+        assert isinstance(self.sampler, SeededBatches)
+        order = [index for batch in self.sampler for index in batch[1:] if index not in self._left_out]
+        return self.dataset.source.name(order[position])
 
 
 @dataclass

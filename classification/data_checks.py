@@ -72,6 +72,9 @@ def check_data(config: CfgNode) -> None:
     if not 0 < config.TEST.CROP_RATIO <= 1:
         raise UserError(f"TEST.CROP_RATIO must be above 0 and at most 1, not {config.TEST.CROP_RATIO}")
     _check_jitter(aug.COLOR_JITTER)
+    for key in ("TRAIN_SPLIT", "VAL_SPLIT"):
+        if not data[key]:
+            raise UserError(f"DATA.{key} is empty; it names a folder, an archive or a split, train and val by default")
     if data.ZIP_MODE and data.DATASET != "imagenet":
         raise UserError(f"DATA.ZIP_MODE reads DATA.DATASET imagenet, not {data.DATASET}; leave one of them out")
     if aug.REPEATS > 1:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from yacs.config import CfgNode
 
+from classification.archives import SourceChanged
 from classification.arrays import open_digits, open_fashion_mnist
 from classification.files import FolderSource, data_root, require_folder
 from classification.hugging_face import open_hub
@@ -60,7 +61,10 @@ def open_source(config: CfgNode, train: bool, world: World | None = None) -> Ima
     check_dataset(data.DATASET)
     if data.DATASET.startswith(HUB):
         return open_hub(data, split_name(data, train))
-    return DATASETS[data.DATASET](data, train, world or World())
+    try:
+        return DATASETS[data.DATASET](data, train, world or World())
+    except SourceChanged as error:
+        raise UserError(str(error)) from None
 
 
 def split_name(data: CfgNode, train: bool) -> str:

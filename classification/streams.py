@@ -30,7 +30,7 @@ class StreamImages:
     """timm's data set of a stream; its length is the number of images over all processes."""
 
     def __init__(self, config: CfgNode, transform: Compose, mode: str, train: bool) -> None:
-        self.train = train
+        self.train, self.title = train, config.DATA.DATASET
         self.stream = _open(config, mode, train)
         self.stream.transform = transform
 

@@ -56,7 +56,7 @@ def open_tar(data: CfgNode, split: str) -> ArchiveImages:
     """Return the images of ``DATA_PATH/{split}.tar`` or of the archives in ``DATA_PATH/{split}/``, by class folders."""
     root = require_folder(data_root(data.DATA_PATH, f"the folder that holds {split}.tar or {split}/*.tar"))
     single = root / f"{split}.tar"
-    paths = [single] if single.is_file() else _archives(root, [f"{split}/*.tar"], f"{single} nor {root / split}/*.tar")
+    paths = [single] if single.is_file() else _archives(root, [f"{split}/*.tar"], f"{single} and no {root / split}/*.tar")
     members = TarMembers(paths)
     named = []
     for index, name in enumerate(members.names):
@@ -109,9 +109,11 @@ def _number(members: TarMembers, index: int) -> int:
 
 
 def _archives(root: Path, patterns: list[str], expected: str) -> list[Path]:
+    if any(pattern.startswith("/") for pattern in patterns):
+        raise UserError(f"the archives {patterns[0]} are named by an absolute path; name them relative to {root}")
     found = sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_file()})
     if not found:
-        raise UserError(f"there is neither a file {expected}; DATA.TRAIN_SPLIT and DATA.VAL_SPLIT name the archives")
+        raise UserError(f"there is no {expected}; DATA.TRAIN_SPLIT and DATA.VAL_SPLIT name the archives")
     return found
 
 

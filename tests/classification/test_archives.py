@@ -174,7 +174,7 @@ def test_faults_of_whole_archives_are_one_line(folder, tmp_path):
     refused("train.zip holds no images; expected CLASS/IMAGE.jpg inside, or train_map.txt beside it", *zipped)
     write_zip(tmp_path / "train.zip", [("a.png", b"x")])
     refused("the image a.png is in no class folder", *zipped)
-    refused("there is neither a file .*train.tar nor .*train/\\*.tar", "DATA.DATASET", "tar")
+    refused(r"there is no .*train.tar and no .*train/\*.tar; DATA.TRAIN_SPLIT", "DATA.DATASET", "tar")
     whole = write_tar(tmp_path / "train.tar", members(folder)).read_bytes()
     (tmp_path / "train.tar").write_bytes(whole[: len(whole) // 3])
     refused("train.tar (is no complete|ends early)", "DATA.DATASET", "tar")
@@ -253,6 +253,9 @@ def test_faults_of_shards_are_one_line(folder, tmp_path):
     refused(r"train-0.tar: b.png has no file of that name with the ending .cls", [("a.cls", b"0"), ("b.png", image)])
     refused(r"train-0.tar: a.cls holds no class number but b'cat'", [("a.cls", b"cat"), ("a.png", image)])
     refused("train-0.tar holds no images", [("a.cls", b"0")])
+    for split, message in (("/tmp/a.tar", "are named by an absolute path"), ("b-{0..3}.tar", "there is no .*/b-0.tar")):
+        with pytest.raises(UserError, match=message):
+            opened(tmp_path, "DATA.DATASET", "shards", "DATA.TRAIN_SPLIT", split)
     (tmp_path / "classes.txt").write_text("cat\n")
     refused("class number 1 is beyond the 1 names of classes.txt", [("a.cls", b"1"), ("a.png", image)])
 

@@ -143,6 +143,7 @@ def test_labels_are_those_of_the_images_taken(damaged):
 def test_evaluation_leaves_bad_images_out(damaged):
     data = plain_data(damaged)
     assert numbers(data.held_out) == [[0, 1], [4, 5, 6, 7], [8, 9, 10]]
+    assert [data.held_out.name(place)[-10:] for place in (1, 2, 8)] == ["cat/01.png", "cat/04.png", "dog/10.png"]
     for name in ("cat/00", "cat/01"):
         (damaged / "val" / f"{name}.png").write_bytes(b"")
     assert numbers(plain_data(damaged).held_out) == [[4, 5, 6, 7], [8, 9, 10]]

@@ -26,6 +26,7 @@ FOUR = ["MODEL.VSSM.IN_CHANS", "4", "DATA.MEAN", "[0.5,0.5,0.5,0.5]", "DATA.STD"
         (["--aug-repeats", "3", "--zip"], "choose --cache-mode no or full"),
         (["--aug-repeats", "3", "--dataset", "wds/"], "AUG.REPEATS needs images in any order"),
         (["--dataset", "imagnet"], "Did you mean 'imagenet'"),
+        (["--train-split", ""], "DATA.TRAIN_SPLIT is empty"),
         (["--opts", *FOUR], "the model has 4; set AUG.AUTO_AUGMENT none"),
         (["--opts", "MODEL.VSSM.IN_CHANS", "2"], "images have 1, 3 or 4 channels here, not 2"),
     ],
