@@ -15,8 +15,8 @@ from classification.names import PackedNames, printable
 from vmamba.errors import UserError
 
 
-class SourceChanged(RuntimeError):
-    """An archive is no longer the file that the run began with: a run must not go on with other images."""
+class SourceFailed(RuntimeError):
+    """A fault that concerns more than one image, such as another archive of that name: the run must not go on."""
 
 
 class Archive:
@@ -28,9 +28,9 @@ class Archive:
         self._identity = self._look()
 
     def read(self, start: int, size: int) -> bytes:
-        """Return `size` bytes from `start`; raises `SourceChanged` for another file, OSError where this one ends."""
+        """Return `size` bytes from `start`; raises `SourceFailed` for another file, OSError where this one ends."""
         if self._look() != self._identity:
-            raise SourceChanged(
+            raise SourceFailed(
                 f"{self.path} was replaced or removed while the run read it; put the old file back and repeat the "
                 "command to go on, or choose another --tag to train on the new one"
             )

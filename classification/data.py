@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose
 from yacs.config import CfgNode
 
-from classification.archives import SourceChanged
+from classification.archives import SourceFailed
 from classification.bad_samples import BadImage, BadSamples, Loaded, refusal
 from classification.decoding import reason_of
 from classification.orders import training_batches
@@ -62,7 +62,7 @@ class Images(Dataset):
                         labels.append(found[1])
                     elif self.train:
                         return Loaded(None, None, bad)
-            except SourceChanged as error:
+            except SourceFailed as error:
                 return Loaded(None, None, bad, str(error))
             if not arrays:
                 return Loaded(None, None, bad)
@@ -74,6 +74,9 @@ class Images(Dataset):
             number = (index + step) % len(self)
             try:
                 image = in_mode(self.source.load(number), self.mode)
+            except PermissionError:
+                name = self.source.name(number)
+                raise SourceFailed(f"cannot read the image {name}: permission denied; check its permissions") from None
             except IMAGE_ERRORS as error:
                 split = "train" if self.train else "val"
                 bad.append(BadImage(split, self.source.name(number), reason_of(error), number))

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from yacs.config import CfgNode
 
-from classification.archives import SourceChanged
+from classification.archives import SourceFailed
 from classification.arrays import open_digits, open_fashion_mnist
 from classification.files import FolderSource, data_root, require_folder
 from classification.hugging_face import open_hub
@@ -63,7 +63,7 @@ def open_source(config: CfgNode, train: bool, world: World | None = None) -> Ima
         return open_hub(data, split_name(data, train))
     try:
         return DATASETS[data.DATASET](data, train, world or World())
-    except SourceChanged as error:
+    except SourceFailed as error:
         raise UserError(str(error)) from None
 
 

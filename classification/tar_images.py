@@ -56,7 +56,9 @@ def open_tar(data: CfgNode, split: str) -> ArchiveImages:
     """Return the images of ``DATA_PATH/{split}.tar`` or of the archives in ``DATA_PATH/{split}/``, by class folders."""
     root = require_folder(data_root(data.DATA_PATH, f"the folder that holds {split}.tar or {split}/*.tar"))
     single = root / f"{split}.tar"
-    paths = [single] if single.is_file() else _archives(root, [f"{split}/*.tar"], f"{single} and no {root / split}/*.tar")
+    paths = [single]
+    if not single.is_file():
+        paths = _archives(root, [f"{split}/*.tar"], f"{single} and no {root / split}/*.tar")
     members = TarMembers(paths)
     named = []
     for index, name in enumerate(members.names):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from classification.archives import Archive, SourceChanged
+from classification.archives import Archive, SourceFailed
 from classification.config import load_config
 from classification.sources import open_source
 from classification.world import World
@@ -193,7 +193,7 @@ def test_an_archive_tells_a_replaced_file_and_an_early_end(tmp_path):
         archive.read(8, 4)
     (tmp_path / "b").write_bytes(b"0123456789")
     os.replace(tmp_path / "b", tmp_path / "a")
-    with pytest.raises(SourceChanged, match="was replaced or removed"):
+    with pytest.raises(SourceFailed, match="was replaced or removed"):
         archive.read(3, 4)
 
 
