@@ -24,14 +24,22 @@ def decode(file: BinaryIO) -> Image.Image:
     a guard against decompression bombs) or more than 256 times as long as wide.
     """
     try:
-        image = _open(file)
-        short, long = sorted(image.size)
-        if long > LONGEST_STRIP * short:
-            raise UnreadableImage(f"{image.width} x {image.height} pixels, a strip of more than {LONGEST_STRIP} to 1")
-        image.load()
-        return turned_upright(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata; the pixels are what counts
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(file)
+            short, long = sorted(image.size)
+            if long > LONGEST_STRIP * short:
+                size = f"{image.width} x {image.height} pixels"
+                raise UnreadableImage(f"{size}, a strip of more than {LONGEST_STRIP} to 1")
+            image.load()
+            return turned_upright(image)
     except UnreadableImage:
         raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise UnreadableImage(f"it has more than {Image.MAX_IMAGE_PIXELS} pixels; store it smaller") from None
+    except UnidentifiedImageError:
+        raise UnreadableImage("it is no image" if file.seek(0, 2) else "it is empty") from None
     except Exception as error:  # a damaged file makes the decoders raise nearly anything
         raise UnreadableImage(reason_of(error)) from error
 
@@ -39,14 +47,3 @@ def decode(file: BinaryIO) -> Image.Image:
 def reason_of(error: Exception) -> str:
     """Return why an image could not be read, in one line."""
     return " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
-
-
-def _open(file: BinaryIO) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(file)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise UnreadableImage(f"it has more than {Image.MAX_IMAGE_PIXELS} pixels; store it smaller") from None
-    except UnidentifiedImageError:
-        raise UnreadableImage("it is no image" if file.seek(0, 2) else "it is empty") from None

@@ -21,7 +21,7 @@ import numpy as np
 from yacs.config import CfgNode
 
 from classification.archives import Archive, ArchiveImages, is_junk, labels_from_folders
-from classification.files import data_root, is_image, require_folder
+from classification.files import IMAGE_SUFFIXES, data_root, is_image, require_folder
 from classification.lists import class_names
 from classification.names import PackedNames, printable
 from vmamba.errors import UserError
@@ -89,7 +89,7 @@ def open_shards(data: CfgNode, split: str) -> ArchiveImages:
         key = (int(members.which[index]), folder + slash + stem)
         if ending == "cls":
             numbers[key] = _number(members, index)
-        elif is_image(f".{ending}") and not is_junk(name):
+        elif f".{ending.lower()}" in IMAGE_SUFFIXES and not is_junk(name):
             images[key] = index
     alone = next((index for key, index in images.items() if key not in numbers), None)
     if alone is not None or not images:

@@ -173,7 +173,7 @@ def test_faults_of_whole_archives_are_one_line(folder, tmp_path):
     write_zip(tmp_path / "train.zip", [("readme.txt", b"x")])
     refused("train.zip holds no images; expected CLASS/IMAGE.jpg inside, or train_map.txt beside it", *zipped)
     write_zip(tmp_path / "train.zip", [("a.png", b"x")])
-    refused("the image a.png is in no class folder", *zipped)
+    refused("the image a.png lies in no class folder", *zipped)
     refused(r"there is no .*train.tar and no .*train/\*.tar; DATA.TRAIN_SPLIT", "DATA.DATASET", "tar")
     whole = write_tar(tmp_path / "train.tar", members(folder)).read_bytes()
     (tmp_path / "train.tar").write_bytes(whole[: len(whole) // 3])

@@ -50,7 +50,7 @@ def palette_with_alpha() -> bytes:
 PHOTO = Image.fromarray(noise(64, 64)).convert("RGB")
 SKIPPED = {
     "truncated JPEG": (jpeg(PHOTO)[:900], "truncated"),
-    "header of a JPEG alone": (jpeg(PHOTO)[:30], "truncated|it is no image|cannot"),
+    "header of a JPEG alone": (jpeg(PHOTO)[:30], "Truncated File Read"),
     "truncated PNG": (encoded(PHOTO)[:900], "truncated|incomplete"),
     "0 bytes": (b"", "it is empty"),
     "a web page": (b"<!DOCTYPE html><title>404 Not Found</title>", "it is no image"),
@@ -102,6 +102,7 @@ def test_how_unusual_images_are_seen():
     assert np.array_equal(pixels("animated GIF", "RGB"), np.asarray(first))
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM"])
 def test_damage_anywhere_is_one_kind_of_error(kind):
     whole, draw = encoded(PHOTO, kind), random.Random(0)

@@ -45,8 +45,8 @@ def test_processes_get_different_crops_of_the_same_images(tmp_path):
     for rank in range(2):
         batches = plain_data(root, *crops, world=World(rank, 2)).train
         orders.append([batch[1:] for batch in batches.sampler])
-        images.append([images for images, _ in batches])
-        again = [images for images, _ in batches]
+        images.append([batches.dataset.__getitems__(batch).images for batch in batches.sampler])
+        again = [batches.dataset.__getitems__(batch).images for batch in batches.sampler]
         assert all(torch.equal(a, b) for a, b in zip(images[-1], again))
     assert orders[0] == orders[1] and len(orders[0]) == 1
     assert not torch.equal(images[0][0], images[1][0])
