@@ -60,7 +60,8 @@ def _parser() -> Parser:
     group = parser.add_argument_group("augmentation")
     switch(group, "--no-aug", "AUG.ENABLE", "train on the images as evaluation sees them", value=False)
     setting(group, "--aa", "AUG.AUTO_AUGMENT", "a policy of timm, or none", metavar="POLICY")
-    switch(group, "--three-augment", "AUG.AUTO_AUGMENT", "DeiT III's ThreeAugment, the policy 3a", value="3a")
+    three = {"action": "store_const", "const": "3a"}
+    setting(group, "--three-augment", "AUG.AUTO_AUGMENT", "DeiT III's ThreeAugment, the policy 3a", **three)
     setting(group, "--crop-mode", "AUG.CROP_MODE", "random crop", choices=("rrc", "src", "rkrc", "rkrr"))
     setting(group, "--aug-repeats", "AUG.REPEATS", "repeated augmentation; DeiT takes 3", type=int, metavar="N")
 

@@ -26,6 +26,7 @@ from classification.lists import class_names
 from classification.names import PackedNames, printable
 from vmamba.errors import UserError
 
+_BLOCK = tarfile.BLOCKSIZE
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -91,10 +92,11 @@ def open_shards(data: CfgNode, split: str) -> ArchiveImages:
             numbers[key] = _number(members, index)
         elif f".{ending.lower()}" in IMAGE_SUFFIXES and not is_junk(name):
             images[key] = index
-    alone = next((index for key, index in images.items() if key not in numbers), None)
-    if alone is not None or not images:
-        what = f"{printable(members.title(alone))} has no file of that name with the ending .cls" if images else None
-        raise UserError(what or f"{members.archives[0].path} holds no images; expected KEY.jpg and KEY.cls inside")
+    if not images:
+        raise UserError(f"{members.archives[0].path} holds no images; expected KEY.jpg and KEY.cls inside")
+    for key, index in images.items():
+        if key not in numbers:
+            raise UserError(f"{printable(members.title(index))} has no file of that name with the ending .cls")
     labels = [numbers[key] for key in images]
     named = class_names(data)
     classes = named or [str(number) for number in range(max(labels) + 1)]
@@ -133,12 +135,15 @@ def _expand(pattern: str) -> list[str]:
 
 
 def _scan(path: Path) -> list[tarfile.TarInfo]:
+    """Return the regular files of an archive, which must end as tar archives do: one cut short has fewer images."""
     try:
         with tarfile.open(path, "r:") as file:
-            members = [member for member in file if member.isreg() and not member.issparse()]
-            ends = [member.offset_data + member.size for member in members]
+            members = file.getmembers()
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise UserError(f"{path} is no complete, uncompressed tar archive ({error}); copy it again") from None
-    if ends and max(ends) > path.stat().st_size:
-        raise UserError(f"{path} ends early; copy it again")
-    return members
+    end = max((member.offset_data + -(-member.size // _BLOCK) * _BLOCK for member in members), default=0)
+    with open(path, "rb") as raw:
+        raw.seek(end)
+        if raw.read(_BLOCK) != bytes(_BLOCK):
+            raise UserError(f"{path} is cut short: it has no end mark; copy it again")
+    return [member for member in members if member.isreg() and not member.issparse()]

@@ -48,7 +48,7 @@ class TorchvisionSource:
             step = "download it first, or set DATA.DOWNLOAD True" if not arguments.get("download") else "try again"
             reason = " ".join(str(error).split())[:200].rstrip(".")
             raise UserError(f"torchvision found no {class_name} in '{root}': {reason}; {step}") from None
-        self.labels = np.array(_labels(self.dataset), dtype=np.int64)
+        self.labels = np.array([int(label) for label in _labels(self.dataset)], dtype=np.int64)
         self.classes = [_name(c) for c in getattr(self.dataset, "classes", range(int(self.labels.max()) + 1))]
 
     def load(self, index: int) -> Image.Image:

@@ -101,10 +101,8 @@ def open_zip(data: CfgNode, split: str, world: World) -> ArchiveImages:
     path = require_file(root / f"{split}.zip", "the archive of images that zip mode reads")
     members = ZipMembers(path)
     listed = root / f"{split}_map.txt"
-    if listed.is_file():
-        chosen, labels, classes = _listed(members, listed, class_names(data))
-    else:
-        chosen, labels, classes = _named(members, path)
+    found = _listed(members, listed, class_names(data)) if listed.is_file() else _named(members, path)
+    chosen, labels, classes = found
     if data.CACHE_MODE == "no":
         return ArchiveImages(members, chosen, labels, classes)
     images = CachedImages(members, chosen, labels, classes)
@@ -122,10 +120,10 @@ def _listed(members: ZipMembers, path: Path, classes: list[str]) -> tuple[list[i
     return [place[name] for name in names], labels, classes
 
 
-def _named(members: ZipMembers, path: Path) -> tuple[list[int], list[int], list[str]]:
+def _named(members: ZipMembers, path: Path) -> tuple[list[int], np.ndarray, list[str]]:
     named = [(name, index) for index, name in enumerate(members.names) if is_image(name) and not is_junk(name)]
     if not named:
         raise UserError(f"{path} holds no images; expected CLASS/IMAGE.jpg inside, or {path.stem}_map.txt beside it")
     named.sort()
     labels, classes = labels_from_folders([name for name, _ in named], str(path))
-    return [index for _, index in named], labels, classes
+    return [index for _, index in named], np.array(labels), classes
