@@ -49,8 +49,21 @@ def _parser() -> Parser:
     setting(group, "--data-path", "DATA.DATA_PATH", "folder of the data set", metavar="DIR")
     setting(group, "--batch-size", "DATA.BATCH_SIZE", "images per process and step", type=int, metavar="N")
     setting(group, "--workers", "DATA.NUM_WORKERS", "loader processes per training process", type=int, metavar="N")
-    switch(group, "--zip", "DATA.ZIP_MODE", "read zip archives (not supported yet)")
-    setting(group, "--cache-mode", "DATA.CACHE_MODE", "cache of zip mode", choices=("no", "full", "part"))
+    setting(group, "--dataset", "DATA.DATASET", "kind of data set, default imagenet; docs/data.md", metavar="NAME")
+    setting(group, "--train-split", "DATA.TRAIN_SPLIT", "folder, archive or split to train on", metavar="NAME")
+    setting(group, "--val-split", "DATA.VAL_SPLIT", "folder, archive or split to evaluate on", metavar="NAME")
+    switch(group, "--download", "DATA.DOWNLOAD", "fetch a data set of torchvision that is not on disk")
+    setting(group, "--max-bad", "DATA.MAX_BAD", "unreadable images to skip; more end the run", type=int, metavar="N")
+    switch(group, "--zip", "DATA.ZIP_MODE", "read DATA_PATH/train.zip and val.zip")
+    setting(group, "--cache-mode", "DATA.CACHE_MODE", "what of them to keep in memory", choices=("no", "full", "part"))
+
+    group = parser.add_argument_group("augmentation")
+    switch(group, "--no-aug", "AUG.ENABLE", "train on the images as evaluation sees them", value=False)
+    setting(group, "--aa", "AUG.AUTO_AUGMENT", "a policy of timm, or none", metavar="POLICY")
+    three = {"action": "store_const", "const": "3a"}
+    setting(group, "--three-augment", "AUG.AUTO_AUGMENT", "DeiT III's ThreeAugment, the policy 3a", **three)
+    setting(group, "--crop-mode", "AUG.CROP_MODE", "random crop", choices=("rrc", "src", "rkrc", "rkrr"))
+    setting(group, "--aug-repeats", "AUG.REPEATS", "repeated augmentation; DeiT takes 3", type=int, metavar="N")
 
     group = parser.add_argument_group("weights")
     setting(group, "--pretrained", "MODEL.PRETRAINED", "start from these weights", metavar="FILE")

@@ -72,7 +72,7 @@ def run(
     if config.THROUGHPUT_MODE:
         measure_throughput(build_network(config, world, logger), config, world.device, logger)
         return
-    data = build_data(config, stated, world)
+    data = build_data(config, stated, world, folder, logger)
     trainer = build_trainer(config, build_network(config, world, logger), data, world, logger)
     logger.info(f"{world.size} process(es) on {world.device.type}, {trainer.precision}, {len(data.classes)} classes")
     if config.EVAL_MODE:
