@@ -43,6 +43,12 @@ _FREE_KEYS = (
     "EVAL_MODE",
     "DEVICE",
     "KEEP_CHECKPOINTS",
+    "TENSORBOARD",
+    "WANDB",
+    "MLFLOW",
+    "REPORT",
+    "PROFILE",
+    "CARD.",
 )
 
 

@@ -47,6 +47,7 @@ _AT_LEAST = {
     "SAVE_FREQ": 1,
     "PRINT_FREQ": 1,
     "KEEP_CHECKPOINTS": 0,
+    "PROFILE": 0,
 }
 _AT_MOST = {"MODEL.VSSM.SSM_D_STATE": 256}
 _SHARES = (
@@ -143,6 +144,8 @@ _IGNORED: tuple[tuple[Callable[[CfgNode], bool], tuple[str, ...], str], ...] = (
     (lambda c: _small(c), ("AUG.SCALE", "AUG.RATIO"), "images up to 32 pixels are padded and cropped"),
     (lambda c: _small(c), ("TEST.CROP",), "images up to 32 pixels are resized"),
     (lambda c: not _small(c), ("AUG.CROP_PADDING",), "images above 32 pixels are resized and cropped"),
+    (lambda c: c.EVAL_MODE or c.THROUGHPUT_MODE, ("WANDB", "MLFLOW", "PROFILE"), "nothing is trained"),
+    (lambda c: not c.REPORT, ("CARD.LICENSE", "CARD.DATA_LICENSE"), "REPORT is off"),
 )
 
 

@@ -139,6 +139,11 @@ _DEFAULTS: dict = {
     "MEMORY_LIMIT_RATE": -1.0,
     "KEEP_CHECKPOINTS": 3,
     "TENSORBOARD": True,
+    "WANDB": "",
+    "MLFLOW": "",
+    "REPORT": True,
+    "PROFILE": 0,
+    "CARD": {"LICENSE": "", "DATA_LICENSE": ""},
 }
 
 # Keys that take more than the type of their default.

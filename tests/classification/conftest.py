@@ -36,6 +36,7 @@ TINY = {
     "TRAIN": {"EPOCHS": 2, "WARMUP_EPOCHS": 1, "BASE_LR": 1e-2},
     "AUG": {"AUTO_AUGMENT": "none", "COLOR_JITTER": 0.0, "REPROB": 0.25, "CROP_PADDING": 1},
     "TENSORBOARD": False,
+    "REPORT": False,
 }
 
 

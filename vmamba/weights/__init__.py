@@ -17,6 +17,7 @@ from vmamba.weights.files import (
     newest_good_checkpoint,
     remove_leftovers,
     save_checkpoint,
+    write_bytes,
     write_text,
 )
 from vmamba.weights.loading import fit_weights, load_weights
@@ -44,5 +45,6 @@ __all__ = [
     "save_checkpoint",
     "verify",
     "weights_folder",
+    "write_bytes",
     "write_text",
 ]
