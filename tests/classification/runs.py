@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -13,16 +16,45 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def start_process(arguments: list, processes: int = 1) -> subprocess.Popen:
+def start_process(arguments: list, processes: int = 1, restarts: int = 0) -> subprocess.Popen:
     """Start the trainer in its own process, or in several through torchrun, with one thread each."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    if processes == 1:
+        return launch([], arguments)
+    return launch(["--standalone", f"--nproc_per_node={processes}", f"--max-restarts={restarts}"], arguments)
+
+
+def start_machines(arguments: list, machines: Sequence[Machine], restarts: int = 0) -> list[subprocess.Popen]:
+    """Start one torchrun for each machine, with one process each, that find one another at the first one's address."""
+    port, common = free_port(), ["--nproc_per_node=1", "--rdzv-backend=c10d", f"--max-restarts={restarts}"]
+    meeting = [f"--nnodes={len(machines)}", f"--rdzv-endpoint={machines[0].address}:{port}", f"--rdzv-id={port}"]
+    return [launch([*common, *meeting, f"--local-addr={machine.address}"], arguments, machine) for machine in machines]
+
+
+class Machine(NamedTuple):
+    """An address, the network interface that has it, and the network namespace of both; "" is that of this process."""
+
+    address: str = "127.0.0.1"
+    interface: str = "lo"
+    namespace: str = ""
+
+
+def free_port() -> int:
+    """Return a TCP port that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def launch(torchrun: list[str], arguments: list, machine: Machine | None = None) -> subprocess.Popen:
+    """Start the trainer, through torchrun where there are arguments for it."""
+    launcher = [sys.executable, *(["-m", "torch.distributed.run", *torchrun] if torchrun else [])]
+    if machine is not None and machine.namespace:
+        launcher = ["ip", "netns", "exec", machine.namespace, *launcher]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
     return subprocess.Popen(
         [*launcher, "-m", "classification", *map(str, arguments)],
         cwd=ROOT,
-        env=environment,
+        env=environment if machine is None else {**environment, "GLOO_SOCKET_IFNAME": machine.interface},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
