@@ -100,6 +100,11 @@ class Batches:
         """Number of images over all processes."""
         return len(self.dataset)
 
+    def name(self, position: int) -> str:
+        """Return the name of the image that an evaluation on this process has yielded at `position`."""
+        order = [index for batch in self.sampler for index in batch[1:]]
+        return self.dataset.source.name(order[position])
+
 
 @dataclass
 class Data:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,14 +19,18 @@ MOST_CLASSES_FOR_CONFUSION = 2000
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image and what the network said; `image` is the network's input [C, H, W], uint8."""
+    """One image, the `position`-th of its process, and what the network said; `image` is its input [C, H, W], uint8.
+
+    `name` is there once all processes are gathered.
+    """
 
     loss: float
     label: int
     predicted: int
     probability: float
-    name: str
+    position: int
     image: Tensor
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,8 @@ class ClassFigures:
 class Findings:
     """Collects over the batches of one evaluation; `gather` makes it those of all processes.
 
-    `name_of` names the image at a position of this process's part; `mean` and `std` are those of the normalisation,
-    which the pictures undo.
+    `name_of` names the image at a position of this process's part, when all is gathered; `mean` and `std` are those of
+    the normalisation, which the pictures undo.
     """
 
     def __init__(
@@ -89,7 +93,8 @@ class Findings:
         # first the losses alone: the images of hundreds of processes would be gigabytes on each of them
         losses = [loss for part in world.gather([found.loss for found in self.worst]) for loss in part]
         bound = min(heapq.nlargest(WORST, losses), default=0.0)
-        parts = world.gather([found for found in self.worst if found.loss >= bound])
+        mine = [found for found in self.worst if found.loss >= bound]
+        parts = world.gather([replace(found, name=self._name_of(found.position)) for found in mine])
         everyone = [found for part in parts for found in part]
         self.worst = heapq.nlargest(WORST, everyone, key=lambda found: found.loss)
 
@@ -128,7 +133,7 @@ class Findings:
         columns = (losses[places], labels[places], predicted, probabilities, places)
         rows = zip(*(column.tolist() for column in columns), pixels)
         found = [
-            Prediction(loss, label, guess, probability, self._name_of(self._seen + place), image.clone())
+            Prediction(loss, label, guess, probability, self._seen + place, image.clone())
             for loss, label, guess, probability, place, image in rows
         ]
         self.worst = heapq.nlargest(WORST, [*self.worst, *found], key=lambda item: item.loss)

@@ -148,7 +148,7 @@ def evaluate_all(
         networks[" ema"] = trainer.average.on(trainer.world.device)
     scores = []
     for label, network in networks.items():
-        findings = new_findings(config, data, trainer.world) if found is not None else None
+        findings = new_findings(config, data) if found is not None else None
         score = evaluate(network, data.held_out, trainer.precision, trainer.world, logger, config.PRINT_FREQ, findings)
         if found is not None:
             found.append((score, findings))

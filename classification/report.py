@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from yacs.config import CfgNode
 
 from classification.checkpoint import BEST
 from classification.confusion import write_confusion
-from classification.data import Batches, Data
+from classification.data import Data
 from classification.environment import command_line
 from classification.evaluate import Score, evaluate
 from classification.findings import Findings
@@ -29,16 +28,11 @@ from vmamba.weights import load_checkpoint, load_weights, write_text
 EVALUATION, SCORES = "evaluation", "scores.json"
 
 
-def new_findings(config: CfgNode, data: Data, world: World) -> Findings | None:
+def new_findings(config: CfgNode, data: Data) -> Findings | None:
     """Return what collects the findings of one evaluation, or None when ``REPORT`` is off."""
     if not config.REPORT:
         return None
-    return Findings(data.classes, config.DATA.MEAN, config.DATA.STD, _names(data.held_out, world))
-
-
-def _names(batches: Batches, world: World) -> Callable[[int], str]:
-    """Evaluation gives every `world.size`-th image to a process; see `SeededBatches`."""
-    return lambda position: batches.dataset.source.name(world.rank + world.size * position)
+    return Findings(data.classes, config.DATA.MEAN, config.DATA.STD, data.held_out.name)
 
 
 def write_report(
@@ -80,7 +74,7 @@ def report_best(trainer: Trainer, data: Data, folder: Path) -> None:
     They are read back from ``best.pth``, so that the report is of the file that one will use.
     """
     config, world, logger = trainer.config, trainer.world, trainer.logger
-    findings = new_findings(config, data, world)
+    findings = new_findings(config, data)
     best = folder / BEST
     if findings is None or not world.from_first(best.exists):
         return

@@ -69,7 +69,7 @@ def test_the_worst_predictions_are_those_of_highest_loss_with_their_images(gener
     findings, logits, labels = collected(generator, [40, 30, 20])
     losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     order = losses.argsort(descending=True)[:WORST]
-    assert [found.name for found in findings.worst] == [f"image {place}" for place in order.tolist()]
+    assert [found.position for found in findings.worst] == order.tolist()
     assert [found.label for found in findings.worst] == labels[order].tolist()
     best = logits[order].softmax(1).max(1)
     assert [found.predicted for found in findings.worst] == best.indices.tolist()
@@ -78,10 +78,12 @@ def test_the_worst_predictions_are_those_of_highest_loss_with_their_images(gener
     torch.randint(0, CLASSES - 1, (40,), generator=generator)
     torch.randn(40, CLASSES, generator=generator)
     first = torch.randn(40, 3, 4, 5, generator=generator)
-    found = next(item for item in findings.worst if int(item.name.split()[1]) < 40)
-    pixels = first[int(found.name.split()[1])] * torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
+    found = next(item for item in findings.worst if item.position < 40)
+    pixels = first[found.position] * torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
     pixels = (pixels + torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)).clamp(0, 1) * 255
     assert found.image.dtype == torch.uint8 and torch.equal(found.image, pixels.round().byte())
+    findings.gather(World())
+    assert [found.name for found in findings.worst] == [f"image {place}" for place in order.tolist()]
 
 
 def test_the_findings_of_processes_add_up_to_those_of_one(generator):
