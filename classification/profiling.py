@@ -39,6 +39,7 @@ class StepProfile:
                 on_trace_ready=self._write,
                 record_shapes=True,
                 profile_memory=True,
+                acc_events=True,
             )
 
     def __enter__(self) -> StepProfile:

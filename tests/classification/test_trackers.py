@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import sys
@@ -133,13 +134,16 @@ def test_a_server_that_never_answers_holds_nothing_up(asked, monkeypatch):
     assert "has not answered" in warning and "Weights & Biases" in warning
 
 
-def test_packages_that_nobody_asked_for_are_not_imported(tiny_config, run_main, monkeypatch):
+def test_packages_that_nobody_asked_for_are_not_imported(monkeypatch, tmp_path):
     class Forbidden:
         def find_spec(self, name, *_):
             assert name.partition(".")[0] not in ("wandb", "mlflow"), name
 
     monkeypatch.setattr(sys, "meta_path", [Forbidden(), *sys.meta_path])
-    assert run_main("--cfg", tiny_config(TRAIN__EPOCHS=1, TRAIN__WARMUP_EPOCHS=0))[0] == 0
+    config, _ = load_config(opts=["TENSORBOARD", "False"])
+    assert trackers.open_trackers(tmp_path, config, 0, logging.getLogger("none")) == []
+    with pytest.raises(AssertionError, match="wandb"):
+        importlib.import_module("wandb")
 
 
 def test_a_whole_run_with_a_tracker_that_fails(tiny_config, run_main, monkeypatch, tmp_path):
