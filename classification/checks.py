@@ -48,6 +48,8 @@ _AT_LEAST = {
     "PRINT_FREQ": 1,
     "KEEP_CHECKPOINTS": 0,
     "PROFILE": 0,
+    "SAVE_STEPS": 0,
+    "TIMEOUT": 1,
 }
 _AT_MOST = {"MODEL.VSSM.SSM_D_STATE": 256}
 _SHARES = (

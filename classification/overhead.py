@@ -26,6 +26,7 @@ from classification.config import load_config
 from classification.data import Batches, Data, build_data
 from classification.log import Bar, close_logger, create_logger
 from classification.photographs import write_photographs
+from classification.progress import EpochSoFar
 from classification.rng import seed_everything
 from classification.train import Trainer, train_one_epoch
 from classification.world import World
@@ -147,6 +148,7 @@ def _loops(config: CfgNode, data: Data, world: World, logger, console: Console) 
 
 def our_epoch(trainer: Trainer, batches: Batches, epoch: int, bar: Bar) -> None:
     """Train one epoch as the trainer does."""
+    trainer.so_far = EpochSoFar()
     train_one_epoch(trainer, batches, epoch, bar.step)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -23,12 +24,14 @@ _ROWS, _MEMORY_EVENTS = 40, 200_000
 class StepProfile:
     """Traces `steps` training steps of the first process into ``profile/`` of the run folder, then is done; 0: nothing.
 
-    `step` is called after each training step. ``trace.json.gz`` opens in https://ui.perfetto.dev and chrome://tracing;
+    `step` is called after each training step, and hands its text on to `then`. ``trace.json.gz`` opens in https://ui.perfetto.dev and chrome://tracing;
     ``memory_snapshot.pickle``, on a GPU, in https://pytorch.org/memory_viz.
     """
 
-    def __init__(self, steps: int, folder: Path, world: World, logger: logging.Logger) -> None:
-        self._steps, self._folder, self._logger = steps, folder, logger
+    def __init__(
+        self, steps: int, folder: Path, world: World, logger: logging.Logger, then: Callable[[str], None]
+    ) -> None:
+        self._steps, self._folder, self._logger, self._then = steps, folder, logger, then
         self._cuda = world.device.type == "cuda"
         self._profile: profile | None = None
         self._seen = 0
@@ -58,8 +61,9 @@ class StepProfile:
             if self._seen < least:
                 self._logger.warning(f"no profile: the run ended after {self._seen} steps, and it takes {least}")
 
-    def step(self) -> None:
+    def step(self, text: str) -> None:
         """Count one training step; after the last one that was asked for, write and stop."""
+        self._then(text)
         if self._profile is None:
             return
         self._seen += 1

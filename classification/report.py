@@ -81,7 +81,7 @@ def report_best(trainer: Trainer, data: Data, folder: Path) -> None:
     network = model_from_config(config).to(world.device)
     load_weights(network, load_checkpoint(best), quiet=True)
     quiet = logging.Logger("report")
-    score = evaluate(network, data.held_out, trainer.precision, world, quiet, config.PRINT_FREQ, findings)
+    score = evaluate(network, data.held_out, trainer.precision, world, quiet, config.PRINT_FREQ, findings=findings)
     write_report(findings, score, best.name, evaluation_folder(folder, best), world, logger)
 
 

@@ -36,15 +36,17 @@ def test_a_run_with_a_trace_of_the_steps_asked_for_ends_with_the_same_weights(ti
 
 @pytest.fixture
 def profile(tmp_path, caplog):
-    """Traces two of so many steps of a sum; answers what was logged."""
+    """Traces two of so many steps of a sum; answers what was logged. The texts of the steps are handed on."""
 
     def run(steps: int, world: World | None = None) -> list[str]:
         caplog.set_level(logging.INFO)
         caplog.clear()
-        with StepProfile(2, tmp_path, world or World(), logging.getLogger("profile")) as found:
-            for _ in range(steps):
+        texts: list[str] = []
+        with StepProfile(2, tmp_path, world or World(), logging.getLogger("profile"), texts.append) as found:
+            for number in range(steps):
                 torch.ones(3).sum()
-                found.step()
+                found.step(str(number))
+        assert texts == [str(number) for number in range(steps)]
         return caplog.messages
 
     return run

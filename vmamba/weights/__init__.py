@@ -17,6 +17,7 @@ from vmamba.weights.files import (
     newest_good_checkpoint,
     remove_leftovers,
     save_checkpoint,
+    set_aside,
     write_bytes,
     write_text,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "newest_good_checkpoint",
     "remove_leftovers",
     "save_checkpoint",
+    "set_aside",
     "verify",
     "weights_folder",
     "write_bytes",
