@@ -24,8 +24,9 @@ _ROWS, _MEMORY_EVENTS = 40, 200_000
 class StepProfile:
     """Traces `steps` training steps of the first process into ``profile/`` of the run folder, then is done; 0: nothing.
 
-    `step` is called after each training step, and hands its text on to `then`. ``trace.json.gz`` opens in https://ui.perfetto.dev and chrome://tracing;
-    ``memory_snapshot.pickle``, on a GPU, in https://pytorch.org/memory_viz.
+    `step` is called after each training step, and hands its text on to `then`. ``trace.json.gz`` opens in
+    https://ui.perfetto.dev and chrome://tracing; ``memory_snapshot.pickle``, on a GPU, in
+    https://pytorch.org/memory_viz.
     """
 
     def __init__(

@@ -1,12 +1,13 @@
-"""Runs over several machines: one torchrun each, which meet at an address and start again what a killed process ends."""
+"""Runs over several machines: a torchrun on each, which meet at an address and start again what a kill has ended."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from tests.classification.runs import ROOT
@@ -20,10 +21,11 @@ class Machine(NamedTuple):
     namespace: str = ""
 
 
+@contextlib.contextmanager
 def start_machines(
     arguments: list, machines: Sequence[Machine], processes: int = 1, restarts: int = 0
-) -> list[subprocess.Popen]:
-    """Start a torchrun on each machine with so many processes of the trainer, one thread each."""
+) -> Iterator[list[subprocess.Popen]]:
+    """Yield a torchrun on each machine with so many processes of the trainer, one thread each; end what still runs."""
     port = _free_port()
     torchrun = [f"--nnodes={len(machines)}", f"--nproc_per_node={processes}", f"--max-restarts={restarts}"]
     torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint={machines[0].address}:{port}", f"--rdzv-id={port}"]
@@ -44,7 +46,14 @@ def start_machines(
                 stderr=subprocess.STDOUT,
             )
         )
-    return started
+    try:
+        yield started
+    finally:
+        for agent in started:
+            if agent.poll() is None:
+                agent.terminate()  # it ends its processes
+        for agent in started:
+            agent.communicate(timeout=60)
 
 
 def _free_port() -> int:

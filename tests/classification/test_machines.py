@@ -48,8 +48,8 @@ def wait_for(process: subprocess.Popen, path: Path, seconds: float = 240) -> Non
 
 def test_two_machines_that_meet_on_a_port(tiny_config, tmp_path):
     config = tiny_config(TRAIN__EPOCHS=1, TRAIN__WARMUP_EPOCHS=0)
-    agents = start_machines(["--cfg", config, "--output", tmp_path / "two"], [Machine(), Machine()])
-    found = [finish(agent, timeout=120) for agent in agents]
+    with start_machines(["--cfg", config, "--output", tmp_path / "two"], [Machine(), Machine()]) as agents:
+        found = [finish(agent) for agent in agents]
     assert [code for code, _ in found] == [0, 0], found
     folder = tmp_path / "two" / "tiny" / "default"
     assert load_checkpoint(folder / "last.pth")["world_size"] == 2
@@ -85,8 +85,8 @@ def two_namespaces() -> Iterator[list[Machine]]:
 @pytest.mark.slow
 def test_two_machines_with_networks_of_their_own_end_as_one_machine(tiny_config, tmp_path):
     config = tiny_config(**{**RUN, "TRAIN__EPOCHS": 2})
-    with two_namespaces() as machines:
-        agents = start_machines(["--cfg", config, "--output", tmp_path / "two"], machines)
+    arguments = ["--cfg", config, "--output", tmp_path / "two"]
+    with two_namespaces() as machines, start_machines(arguments, machines) as agents:
         found = [finish(agent) for agent in agents]
     assert [code for code, _ in found] == [0, 0], found
     assert starts(tmp_path / "two" / "tiny" / "default")[0]["machines"] == 2
@@ -102,12 +102,12 @@ def test_a_killed_rank_costs_a_restart_and_no_epoch(tiny_config, tmp_path, machi
     config = tiny_config(**RUN)
     folder = tmp_path / "broken" / "tiny" / "default"
     arguments = ["--cfg", config, "--output", tmp_path / "broken"]
-    agents = start_machines(arguments, [Machine()] * machines, processes=2 // machines, restarts=2)
-    wait_for(agents[0], folder / "ckpt_epoch_1.pth")
-    time.sleep(0.1)
-    assert not (folder / "ckpt_epoch_3.pth").exists()
-    kill_rank(1, tmp_path / "broken")
-    found = [finish(agent) for agent in agents]
+    with start_machines(arguments, [Machine()] * machines, processes=2 // machines, restarts=2) as agents:
+        wait_for(agents[0], folder / "ckpt_epoch_1.pth")
+        time.sleep(0.1)
+        assert not (folder / "ckpt_epoch_3.pth").exists()
+        kill_rank(1, tmp_path / "broken")
+        found = [finish(agent) for agent in agents]
     assert [code for code, _ in found] == [0] * machines, found
     log = (folder / "log_rank0.txt").read_text()
     assert "resumed" in log and log.count("Train: [0/4][0/") == 1
