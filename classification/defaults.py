@@ -160,6 +160,11 @@ _DEFAULTS: dict = {
     "SAVE_STEPS": 0,
     "TIMEOUT": 1800.0,
     "TENSORBOARD": True,
+    "WANDB": "",
+    "MLFLOW": "",
+    "REPORT": True,
+    "PROFILE": 0,
+    "CARD": {"LICENSE": "", "DATA_LICENSE": ""},
 }
 
 # Keys that take more than the type of their default.
