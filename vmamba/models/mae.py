@@ -31,8 +31,8 @@ class MaskedAutoencoder(nn.Module):
     The encoder sees the kept patches alone; the decoder sees them among mask tokens, and tells the pixels of each
     patch, channels last. The loss is the mean squared error over the hidden patches, with `norm_pix_loss` of pixels
     normed within their patch. `mask_ratio` is the hidden part. As published, tokens that a "colwise" scan has in column
-    order are compared with the patches in row order; with `aligned_targets` each is compared with its own. The other arguments are those of `Vim`; images have the
-    one size that is built for.
+    order are compared with the patches in row order; with `aligned_targets` each is compared with its own. The other
+    arguments are those of `Vim`; images have the one size that is built for.
     """
 
     class_token = "none"
