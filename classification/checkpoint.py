@@ -18,7 +18,9 @@ from typing import Any
 import torch
 
 from classification.config import as_plain, changed_keys
+from classification.parallel import gathered
 from classification.rng import capture_states, restore_states, seed_everything
+from classification.schedule import continue_schedule
 from classification.train import Trainer
 from classification.world import World
 from vmamba.errors import UserError
@@ -68,18 +70,19 @@ def save_epoch(trainer: Trainer, progress: Progress, classes: list[str], folder:
     """
     states = trainer.world.gather(capture_states(trainer.world.device))
     path = folder / f"ckpt_epoch_{progress.epoch - 1}.pth"
+    parts = {"model": trainer.network.state_dict(), "optimizer": trainer.optimizer.state_dict()}
+    if trainer.average is not None:
+        parts["model_ema"] = trainer.average.network.state_dict()
+    parts = gathered(parts, keep=trainer.world.first)
 
     def write() -> None:
         payload = {
             **_common(trainer, progress, classes),
-            "model": trainer.network.state_dict(),
-            "optimizer": trainer.optimizer.state_dict(),
+            **parts,
             "lr_scheduler": _plain(trainer.schedule.state_dict()),
             "scaler": trainer.precision.scaler.state_dict(),
             "rng": states,
         }
-        if trainer.average is not None:
-            payload["model_ema"] = trainer.average.network.state_dict()
         save_checkpoint(path, payload)
         link_checkpoint(path, folder / LAST)
         _keep_newest(folder, trainer.config.KEEP_CHECKPOINTS)
@@ -89,12 +92,13 @@ def save_epoch(trainer: Trainer, progress: Progress, classes: list[str], folder:
 
 def save_best(trainer: Trainer, progress: Progress, classes: list[str], folder: Path) -> None:
     """Write the weights that have just scored best as ``best.pth``, under the key ``model``."""
+    average = trainer.average if progress.best_is_ema else None
+    network = trainer.network if average is None else average.network
+    weights = gathered(network.state_dict(), keep=trainer.world.first)
 
     def write() -> None:
-        average = trainer.average if progress.best_is_ema else None
-        network = trainer.network if average is None else average.network
         payload = _common(trainer, progress, classes)
-        payload |= {"model": network.state_dict(), "weights": "model_ema" if average is not None else "model"}
+        payload |= {"model": weights, "weights": "model_ema" if average is not None else "model"}
         save_checkpoint(folder / BEST, payload)
 
     trainer.world.from_first(write)
@@ -146,7 +150,7 @@ def resume(trainer: Trainer, path: Path, updates_per_epoch: int) -> Progress:
         trainer.precision.scaler.load_state_dict(payload["scaler"])
     progress = stored_progress(payload)
     trainer.updates = progress.epoch * updates_per_epoch
-    trainer.schedule.step_update(trainer.updates)
+    continue_schedule(trainer.schedule, trainer.updates, payload.get("lr_scheduler"))
     _restore_rng(trainer, payload.get("rng") or [], progress.epoch)
     trainer.logger.info(f"resumed {path} after epoch {progress.epoch - 1}, best accuracy {progress.best:.2f}%")
     return progress

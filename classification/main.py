@@ -19,12 +19,15 @@ from classification.checks import ignored_settings, overruled_by_resume
 from classification.config import as_yaml
 from classification.curves import draw_curves
 from classification.data import Data, build_data
+from classification.dry_run import dry_run, scratch_folder
 from classification.evaluate import Score, evaluate
+from classification.finetuning import fetch_weights
 from classification.log import Bar, close_logger, create_logger
+from classification.parallel import whole_on_every_process
 from classification.records import Records
 from classification.rng import seed_everything
 from classification.run_folder import open_run_folder, write_settings
-from classification.throughput import measure_throughput
+from classification.throughput import measure_throughput, measure_training_cost
 from classification.train import Trainer, TrainingStopped, train_one_epoch
 from classification.world import World, start_world
 from vmamba.errors import UserError
@@ -38,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(file=sys.stdout)
     with (
         start_world(config.DEVICE, config.MEMORY_LIMIT_RATE) as world,
-        open_run_folder(config, world) as folder,
+        scratch_folder(config, world) if config.DRY_RUN else open_run_folder(config, world) as folder,
     ):
         logger = create_logger(config.MODEL.NAME, world.rank, folder, console)
         try:
@@ -64,6 +67,10 @@ def run(
     if config.THROUGHPUT_MODE:
         measure_throughput(build_network(config, world, logger), config, world.device, logger)
         return
+    if config.TRAINCOST_MODE:
+        measure_training_cost(build_network(config, world, logger), config, world.device, logger)
+        return
+    fetch_weights(config, world)
     data = build_data(config, stated, world)
     trainer = build_trainer(config, build_network(config, world, logger), data, world, logger)
     logger.info(f"{world.size} process(es) on {world.device.type}, {trainer.precision}, {len(data.classes)} classes")
@@ -72,6 +79,9 @@ def run(
         evaluate_all(trainer, data)
         return
     progress = start(trainer, data, folder)
+    if config.DRY_RUN:
+        dry_run(trainer, data, updates_per_epoch(config, data), folder, console)
+        return
     train(trainer, data, progress, folder, console)
 
 
@@ -106,6 +116,7 @@ def train(trainer: Trainer, data: Data, progress: Progress, folder: Path, consol
         for epoch in range(progress.epoch, config.TRAIN.EPOCHS):
             summary = train_one_epoch(trainer, data.train, epoch, bar.step)
             score, score_ema = evaluate_all(trainer, data)
+            trainer.schedule.step(epoch + 1, score.top1)  # moves `plateau` alone
             better = take_scores(progress, epoch, score, score_ema, logger)
             if records is not None:
                 records.add(_row(epoch, summary, score, score_ema))
@@ -130,7 +141,8 @@ def evaluate_all(trainer: Trainer, data: Data) -> tuple[Score, Score | None]:
         networks[" ema"] = trainer.average.on(trainer.world.device)
     scores = []
     for label, network in networks.items():
-        score = evaluate(network, data.held_out, trainer.precision, trainer.world, logger, config.PRINT_FREQ)
+        with whole_on_every_process(network):
+            score = evaluate(network, data.held_out, trainer.precision, trainer.world, logger, config.PRINT_FREQ)
         logger.info(f"Accuracy of the network{label} on the {score.images} test images: {score.top1:.1f}%")
         scores.append(score)
     return scores[0], scores[1] if len(scores) > 1 else None

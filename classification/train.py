@@ -6,20 +6,23 @@ import datetime
 import logging
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from yacs.config import CfgNode
 
 from classification.averaging import Average
+from classification.clipping import clip_gradients
 from classification.data import Batches
+from classification.distillation import Distillation
 from classification.meters import Clock, Meter, memory_megabytes
 from classification.mixing import AnySizeMixup
+from classification.parallel import without_synchronising
 from classification.precision import Precision
+from classification.schedule import present_rate
 from classification.world import World
 
 
@@ -44,6 +47,8 @@ class Trainer:
     logger: logging.Logger
     updates: int = 0
     nonfinite_in_a_row: int = field(default=0)
+    distillation: Distillation | None = None
+    each_epoch: list[Callable[[int], None]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -72,11 +77,13 @@ def train_one_epoch(trainer: Trainer, batches: Batches, epoch: int, on_step: Cal
     config, steps = trainer.config, len(batches)
     batches.sampler.set_epoch(epoch)
     trainer.model.train()
+    for prepare in trainer.each_epoch:
+        prepare(epoch)
     trainer.optimizer.zero_grad()
     losses, norms, times, data_times, model_times = (Meter() for _ in range(5))
     clock, epoch_clock = Clock(), Clock()
     finite = torch.ones((), device=trainer.world.device)
-    lr = trainer.optimizer.param_groups[0]["lr"]
+    lr = present_rate(trainer.optimizer)
     scale = trainer.precision.scale
     seen = 0
 
@@ -87,7 +94,7 @@ def train_one_epoch(trainer: Trainer, batches: Batches, epoch: int, on_step: Cal
         finite = finite * torch.isfinite(loss)
         seen += len(labels)
         if closes:
-            lr, scale = trainer.optimizer.param_groups[0]["lr"], trainer.precision.scale
+            lr, scale = present_rate(trainer.optimizer), trainer.precision.scale
             norm = update(trainer, finite, epoch, step)
             if norm is not None:
                 norms.update(norm)
@@ -119,16 +126,17 @@ def forward_backward(trainer: Trainer, images: Tensor, labels: Tensor, window: i
     targets = labels
     if trainer.mixing is not None:
         images, targets = trainer.mixing(images, labels)
-    with _no_sync(trainer.model) if not synchronise else nullcontext():
+    with without_synchronising(trainer.model) if not synchronise else nullcontext():
         with trainer.precision.autocast():
             logits = trainer.model(images)
-        loss = trainer.criterion(logits.float(), targets)
+        if trainer.distillation is None:
+            loss = trainer.criterion(logits.float(), targets)
+        else:
+            with trainer.precision.autocast():
+                taught = trainer.distillation.guess(images)
+            loss = trainer.distillation(trainer.criterion, taught, logits, targets)
         trainer.precision.scaler.scale(loss / window).backward()
     return loss.detach()
-
-
-def _no_sync(model: nn.Module) -> AbstractContextManager:
-    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def update(trainer: Trainer, finite: Tensor, epoch: int, step: int) -> float | None:
@@ -137,9 +145,9 @@ def update(trainer: Trainer, finite: Tensor, epoch: int, step: int) -> float | N
     A loss that is not finite on one process skips the update on all; so does a gradient that is not finite, unless
     float16 scaling handles it. Nothing but the schedule moves then. Raises `TrainingStopped` after too many in a row.
     """
-    scaler, limit = trainer.precision.scaler, trainer.config.TRAIN.CLIP_GRAD
+    scaler, train = trainer.precision.scaler, trainer.config.TRAIN
     scaler.unscale_(trainer.optimizer)
-    norm = nn.utils.clip_grad_norm_(trainer.network.parameters(), limit if limit else math.inf)
+    norm = clip_gradients(trainer.network, train.CLIP_GRAD, train.CLIP_MODE)
     bad = finite == 0
     if not scaler.is_enabled():
         bad = bad | ~torch.isfinite(norm)
