@@ -51,6 +51,7 @@ def command_line() -> Parser:
     """Return the parser of all flags; the name of a value in capitals is the key that it sets."""
     parser = Parser(
         prog="python -m classification",
+        usage="%(prog)s --cfg FILE [flags]",
         description="Train or evaluate an image classifier; torchrun -m classification for several processes.",
     )
     known = defaults()

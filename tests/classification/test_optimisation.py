@@ -16,7 +16,7 @@ from torch import nn
 from classification.averaging import build_average
 from classification.config import load_config
 from classification.mixing import AnySizeMixup, build_criterion, build_mixing
-from classification.optim import build_optimizer, learning_rate_scale, parameter_groups
+from classification.optim import build_optimizer, learning_rate_scale, undecayed_parameters
 from classification.precision import Precision
 from classification.schedule import build_schedule
 from classification.train import Trainer, TrainingStopped, forward_backward, update, window_of
@@ -99,10 +99,12 @@ def test_linear_step_multistep():
 
 
 def names(network: nn.Module, rule: str) -> tuple[set[str], set[str]]:
-    groups = parameter_groups(network, 0.05, rule)
-    assert [group["weight_decay"] for group in groups] == [0.05, 0.0]
-    assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
-    return set(groups[0]["names"]), set(groups[1]["names"])
+    optimizer = build_optimizer(config_of("TRAIN.DECAY_GROUPS", rule), network, World())
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]
+    name_of = {id(parameter): name for name, parameter in network.named_parameters()}
+    decayed, free = ({name_of.pop(id(p)) for p in group["params"]} for group in optimizer.param_groups)
+    assert not name_of and free == undecayed_parameters(network, rule)
+    return decayed, free
 
 
 def endings(names: set[str]) -> set[str]:
