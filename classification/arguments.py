@@ -123,12 +123,12 @@ def command_line() -> Parser:
     setting(group, "--model_ema_decay", "EMA.DECAY", "decay of the average", type=float, metavar="F")
     setting(group, "--model_ema_force_cpu", "EMA.FORCE_CPU", "keep it in CPU memory", type=_flag, metavar="BOOL")
 
-    group = parser.add_argument_group("augmentation")
-    setting(group, "--aa", "AUG.AUTO_AUGMENT", "policy of timm, or none", metavar="POLICY")
+    group = parser.add_argument_group("erasing and mixing")
     setting(group, "--color-jitter", "AUG.COLOR_JITTER", "where there is no policy", type=float, metavar="F")
     setting(group, "--reprob", "AUG.REPROB", "probability of random erasing", type=float, metavar="F")
     setting(group, "--mixup", "AUG.MIXUP", "alpha of mixup", type=float, metavar="F")
     setting(group, "--cutmix", "AUG.CUTMIX", "alpha of cutmix", type=float, metavar="F")
+    setting(group, "--mixup-off-epoch", "AUG.MIXUP_OFF_EPOCH", "from there on mix no more", type=int, metavar="N")
 
     group = parser.add_argument_group("distillation")
     setting(group, "--distillation-type", "DISTILL.TYPE", "what the teacher gives", choices=DISTILLATIONS)

@@ -14,7 +14,7 @@ from classification.distillation import build_distillation
 from classification.drop_path import DropPathSchedule
 from classification.finetuning import DoNotFit, fill
 from classification.freezing import freeze, rest_frozen
-from classification.mixing import build_criterion, build_mixing
+from classification.mixing import build_criterion, build_mixing, mixing_until
 from classification.optim import build_optimizer, images_per_update, learning_rate_scale
 from classification.parallel import parallelise, shard_optimizer_state, synchronised, without_effect
 from classification.precision import Precision
@@ -22,7 +22,7 @@ from classification.schedule import build_schedule
 from classification.train import Trainer
 from classification.world import World
 from vmamba.counting import count_model
-from vmamba.errors import UserError
+from vmamba.errors import UserError, closest
 from vmamba.models.from_config import model_from_config
 from vmamba.preprocess import image_size
 from vmamba.weights import load_checkpoint
@@ -64,7 +64,7 @@ def build_trainer(config: CfgNode, network: nn.Module, data: Data, world: World,
     average = build_average(config, network)
     model = parallelise(config, network, average, world)
     if config.TRAIN.COMPILE:
-        network.compile(backend=config.TRAIN.COMPILE)
+        compile_in_place(config, network)
     optimizer = build_optimizer(config, network, world)
     shard_optimizer_state(optimizer)
     scale = learning_rate_scale(config, world)
@@ -86,8 +86,21 @@ def build_trainer(config: CfgNode, network: nn.Module, data: Data, world: World,
         average=average,
         logger=logger,
         distillation=distillation,
-        each_epoch=[DropPathSchedule(config, network), lambda epoch: rest_frozen(network)],
+        each_epoch=[
+            DropPathSchedule(config, network),
+            mixing_until(config, mixing),
+            lambda epoch: rest_frozen(network),
+        ],
     )
+
+
+def compile_in_place(config: CfgNode, network: nn.Module) -> None:
+    """Compile `network` with the backend ``TRAIN.COMPILE``; its keys and its copies stay plain."""
+    known = torch.compiler.list_backends(exclude_tags=())
+    if config.TRAIN.COMPILE not in known:
+        hint = closest(config.TRAIN.COMPILE, known)
+        raise UserError(f"TRAIN.COMPILE '{config.TRAIN.COMPILE}' is unknown; torch has {', '.join(known)}.{hint}")
+    network.compile(backend=config.TRAIN.COMPILE)
 
 
 def updates_per_epoch(config: CfgNode, data: Data) -> int:

@@ -58,6 +58,7 @@ _AT_LEAST = {
     "TRAIN.MAX_NONFINITE": 1,
     "AUG.MIXUP": 0,
     "AUG.CUTMIX": 0,
+    "AUG.MIXUP_OFF_EPOCH": 0,
     "AUG.CROP_PADDING": 0,
     "SEED": 0,
     "SAVE_FREQ": 1,
@@ -75,6 +76,7 @@ _SHARES = (
     "AUG.HFLIP",
     "EMA.DECAY",
     "DISTILL.ALPHA",
+    "TRAIN.LAYER_DECAY_MIN_SCALE",
 )
 _ABOVE_ZERO = ("TRAIN.LAYER_DECAY", "DISTILL.TAU")
 # timm's automatic policies, by the part of their name before the first dash
@@ -158,6 +160,7 @@ _IGNORED: tuple[tuple[Callable[[CfgNode], bool], tuple[str, ...], str], ...] = (
         ("TRAIN.LR_SCHEDULER.WARMUP_PREFIX",),
         "the other schedules than cosine, tanh, poly and step count from the first update",
     ),
+    (lambda c: c.TRAIN.LAYER_DECAY == 1, ("TRAIN.LAYER_DECAY_MIN_SCALE",), "TRAIN.LAYER_DECAY is 1"),
     (lambda c: not c.TRAIN.CLIP_GRAD, ("TRAIN.CLIP_MODE",), "TRAIN.CLIP_GRAD is off"),
     (lambda c: c.TRAIN.LOSS.NAME != "bce", ("TRAIN.LOSS.",), "TRAIN.LOSS.NAME is not bce"),
     (
@@ -170,7 +173,7 @@ _IGNORED: tuple[tuple[Callable[[CfgNode], bool], tuple[str, ...], str], ...] = (
     (lambda c: not c.DISTILL.TEACHER, ("DISTILL.TEACHER_ARGS",), "there is no DISTILL.TEACHER"),
     (
         lambda c: not _mixes(c),
-        ("AUG.MIXUP_PROB", "AUG.MIXUP_SWITCH_PROB", "AUG.MIXUP_MODE"),
+        ("AUG.MIXUP_PROB", "AUG.MIXUP_SWITCH_PROB", "AUG.MIXUP_MODE", "AUG.MIXUP_OFF_EPOCH"),
         "mixup and cutmix are off",
     ),
     (lambda c: c.AUG.REPROB == 0, ("AUG.REMODE", "AUG.RECOUNT"), "AUG.REPROB is 0"),

@@ -108,6 +108,7 @@ _DEFAULTS: dict = {
         "DECAY_GROUPS": "published",
         "MAX_NONFINITE": 10,
         "LR_BASE_BATCH": 512,
+        "LAYER_DECAY_MIN_SCALE": 0.0,
         "CLIP_MODE": "norm",
         "LOSS": {"NAME": "cross_entropy", "BCE_THRESHOLD": None, "BCE_SUM": False, "BCE_POSITIVE_WEIGHT": None},
         "FREEZE": [],
@@ -133,6 +134,7 @@ _DEFAULTS: dict = {
         "MIXUP_SWITCH_PROB": 0.5,
         "MIXUP_MODE": "batch",
         # ours
+        "MIXUP_OFF_EPOCH": 0,
         "HFLIP": 0.5,
         "SCALE": (0.08, 1.0),
         "RATIO": (0.75, 4.0 / 3.0),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from timm.data import Mixup
 from timm.data.mixup import mixup_target
@@ -40,6 +42,17 @@ def build_mixing(config: CfgNode) -> AnySizeMixup | None:
         label_smoothing=config.MODEL.LABEL_SMOOTHING,
         num_classes=config.MODEL.NUM_CLASSES,
     )
+
+
+def mixing_until(config: CfgNode, mixing: AnySizeMixup | None) -> Callable[[int], None]:
+    """Return what turns `mixing` off from epoch ``MIXUP_OFF_EPOCH`` on; the labels stay smoothed."""
+
+    def prepare(epoch: int) -> None:
+        last = config.AUG.MIXUP_OFF_EPOCH
+        if mixing is not None:
+            mixing.mixup_enabled = last == 0 or epoch < last
+
+    return prepare
 
 
 def build_criterion(config: CfgNode, mixing: AnySizeMixup | None) -> nn.Module:

@@ -43,15 +43,18 @@ def undecayed_parameters(network: nn.Module, rule: str) -> set[str]:
     return {n for n, p in network.named_parameters() if p.ndim <= 1 or n.endswith(".bias") or n in skipped}
 
 
-def parameter_groups(network: nn.Module, weight_decay: float, rule: str, layer_decay: float = 1.0) -> list[dict]:
+def parameter_groups(
+    network: nn.Module, weight_decay: float, rule: str, layer_decay: float = 1.0, least: float = 0.0
+) -> list[dict]:
     """Return the optimizer groups of what is trained, with and without weight decay, each in the network's order.
 
     `rule` is that of `undecayed_parameters`. With a `layer_decay` below 1 there are such groups for each layer, with
-    the ``lr_scale`` layer_decay^(layers above it); the network's `group_matcher` tells the layers.
+    the ``lr_scale`` layer_decay^(layers above it), at least `least`; the network's `group_matcher` tells the layers.
     """
     exempt = undecayed_parameters(network, rule)
     if layer_decay != 1.0:
-        return param_groups_layer_decay(network, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay)
+        layers = {"layer_decay": layer_decay, "min_scale": least}
+        return param_groups_layer_decay(network, weight_decay, no_weight_decay_list=exempt, **layers)
     trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
     decayed = [parameter for name, parameter in trained if name not in exempt]
     free = [parameter for name, parameter in trained if name in exempt]
@@ -66,7 +69,8 @@ def build_optimizer(config: CfgNode, network: nn.Module, world: World) -> torch.
     argument, and when nothing is left to train.
     """
     train, options = config.TRAIN, config.TRAIN.OPTIMIZER
-    groups = parameter_groups(network, train.WEIGHT_DECAY, train.DECAY_GROUPS, train.LAYER_DECAY)
+    layers = train.LAYER_DECAY, train.LAYER_DECAY_MIN_SCALE
+    groups = parameter_groups(network, train.WEIGHT_DECAY, train.DECAY_GROUPS, *layers)
     if not groups:
         raise UserError("TRAIN.FREEZE leaves no parameter to train; name fewer of them")
     common: dict[str, Any] = {"lr": train.BASE_LR * learning_rate_scale(config, world), **options.ARGS}

@@ -66,6 +66,11 @@ def test_layer_decay_goes_through_the_schedule():
     assert rates == {0.5, 0.25, 0.125, 0.0625, 0.03125}
 
 
+def test_the_least_scale_of_layer_decay():
+    groups = parameter_groups(small(), 0.05, "published", layer_decay=0.5, least=0.2)
+    assert {group["lr_scale"] for group in groups} == {1.0, 0.5, 0.25, 0.2}
+
+
 def test_layer_decay_of_a_timm_model():
     groups = parameter_groups(timm.create_model("test_vit", num_classes=3), 0.05, "published", layer_decay=0.75)
     assert max(g["lr_scale"] for g in groups) == 1.0 and len({g["lr_scale"] for g in groups}) > 4
