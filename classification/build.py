@@ -66,7 +66,7 @@ def build_trainer(config: CfgNode, network: nn.Module, data: Data, world: World,
     if config.TRAIN.COMPILE:
         compile_in_place(config, network)
     optimizer = build_optimizer(config, network, world)
-    shard_optimizer_state(optimizer)
+    shard_optimizer_state(optimizer, network)
     scale = learning_rate_scale(config, world)
     logger.info(
         f"learning rate {config.TRAIN.BASE_LR * scale:.3g} ({config.TRAIN.BASE_LR:g} x {scale:g}), "

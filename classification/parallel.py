@@ -77,9 +77,10 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
     return [m for name, m in network.named_modules() if any(pattern.fullmatch(name) for pattern in numbered)]
 
 
-def shard_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
-    """Let the optimizer of a sharded network load whole state dicts; that of another one is not changed by this."""
-    optimizer.register_load_state_dict_pre_hook(_distribute_moments)
+def shard_optimizer_state(optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
+    """Let the optimizer of a sharded network load whole state dicts; that of another network can anyway."""
+    if isinstance(network, FSDPModule):
+        optimizer.register_load_state_dict_pre_hook(_distribute_moments)
 
 
 def gathered(state: Any, keep: bool = True) -> Any:

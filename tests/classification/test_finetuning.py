@@ -30,7 +30,9 @@ def config_of(*opts):
 
 
 def small(size: int = 16, classes: int = 3) -> VSSM:
-    return VSSM(dims=[8, 16], depths=[2, 1], num_classes=classes, posembed=True, imgsize=size, ssm_d_state=1)
+    return VSSM(
+        dims=[8, 16], depths=[2, 1], num_classes=classes, posembed=True, imgsize=size, ssm_d_state=1, drop_path_rate=0.0
+    )
 
 
 def test_another_resolution_and_class_count():
