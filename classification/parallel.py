@@ -72,9 +72,10 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
     """Return the repeated blocks that the network's `group_matcher` tells, in order; none where it tells none."""
     matcher = getattr(network, "group_matcher", None)
     found = matcher(coarse=False).get("blocks", ()) if callable(matcher) else ()
-    patterns = [found] if isinstance(found, str) else [p[0] if isinstance(p, tuple) else p for p in found]
-    numbered = [re.compile(pattern.removeprefix("^")) for pattern in patterns if r"(\d+)" in pattern]
-    return [m for name, m in network.named_modules() if any(pattern.fullmatch(name) for pattern in numbered)]
+    entries = [(found, None)] if isinstance(found, str) else [e if isinstance(e, tuple) else (e, None) for e in found]
+    # an entry with a group of its own is no block but what goes with one, such as a norm
+    patterns = [re.compile(pattern.removeprefix("^")) for pattern, group in entries if group is None]
+    return [module for name, module in network.named_modules() if any(p.fullmatch(name) for p in patterns if name)]
 
 
 def shard_optimizer_state(optimizer: torch.optim.Optimizer, network: nn.Module) -> None:

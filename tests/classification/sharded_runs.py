@@ -1,6 +1,6 @@
 """Run by test_parallel.py in each of two processes: the same training replicated, sharded, and sharded with a break.
 
-Arguments: the configuration and the folder of the runs.
+Arguments: the configuration, the folder of the runs, and a free port for each of the three.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from pathlib import Path
 
 from classification.main import main
 
+PORTS: list[str] = []
+
 
 def train(config: str, output: Path, tag: str, parallel: str) -> None:
+    os.environ["MASTER_PORT"] = PORTS.pop()
     code = main(["--cfg", config, "--output", str(output), "--tag", tag, "--parallel", parallel])
     assert code == 0, f"{tag} ended with {code}"
 
@@ -28,8 +31,8 @@ def interrupted(source: Path, target: Path) -> None:
 
 if __name__ == "__main__":
     file, out = sys.argv[1], Path(sys.argv[2])
+    PORTS.extend(sys.argv[3:])
     train(file, out, "replicated", "ddp")
     train(file, out, "sharded", "fsdp2")
-    for tag, parallel in (("continued", "fsdp2"), ("changed", "ddp")):
-        interrupted(out / "tiny" / "sharded", out / "tiny" / tag)
-        train(file, out, tag, parallel)
+    interrupted(out / "tiny" / "sharded", out / "tiny" / "continued")
+    train(file, out, "continued", "fsdp2")
