@@ -19,7 +19,10 @@ class Average:
 
     def __init__(self, config: CfgNode, network: nn.Module) -> None:
         device = torch.device("cpu") if config.EMA.FORCE_CPU else None
-        self._ema = ModelEmaV3(network, decay=config.EMA.DECAY, use_warmup=config.EMA.WARMUP, device=device)
+        # a shard and a buffer that is whole cannot stand in one list
+        listed = config.TRAIN.PARALLEL != "fsdp2"
+        warmup = config.EMA.WARMUP
+        self._ema = ModelEmaV3(network, config.EMA.DECAY, use_warmup=warmup, device=device, foreach=listed)
         self._counts = config.EMA.WARMUP
 
     @property

@@ -4,35 +4,48 @@ from __future__ import annotations
 
 import logging
 
+import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from yacs.config import CfgNode
 
 from classification.averaging import build_average
 from classification.data import Data
-from classification.mixing import build_criterion, build_mixing
-from classification.optim import build_optimizer, learning_rate_scale
+from classification.distillation import build_distillation
+from classification.drop_path import DropPathSchedule
+from classification.finetuning import DoNotFit, fill
+from classification.freezing import freeze, rest_frozen
+from classification.mixing import build_criterion, build_mixing, mixing_until
+from classification.optim import build_optimizer, images_per_update, learning_rate_scale
+from classification.parallel import parallelise, shard_optimizer_state, synchronised, without_effect
 from classification.precision import Precision
 from classification.schedule import build_schedule
 from classification.train import Trainer
 from classification.world import World
 from vmamba.counting import count_model
-from vmamba.errors import UserError
+from vmamba.errors import UserError, closest
 from vmamba.models.from_config import model_from_config
 from vmamba.preprocess import image_size
-from vmamba.weights import load_checkpoint, load_weights
-from vmamba.weights.loading import WeightsDoNotFit
+from vmamba.weights import load_checkpoint
 
 
 def build_network(config: CfgNode, world: World, logger: logging.Logger) -> nn.Module:
     """Return the configured network on this process's device, and log its size."""
     network = model_from_config(config)
+    freeze(config, network)
     logger.info(f"Creating model:{config.MODEL.TYPE}/{config.MODEL.NAME}")
     logger.debug(str(network))
     logger.info(f"number of params: {sum(p.numel() for p in network.parameters() if p.requires_grad)}")
     if world.rank == 0:
         logger.info(f"number of GFLOPs: {_gflops(config, network)}")
-    return network.to(world.device)
+    if config.TRAIN.CHANNELS_LAST:
+        network = network.to(memory_format=torch.channels_last)
+        network.register_forward_pre_hook(_channels_last)
+    return synchronised(config, network.to(world.device), world)
+
+
+def _channels_last(network: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    images, *rest = inputs
+    return images.contiguous(memory_format=torch.channels_last), *rest
 
 
 def _gflops(config: CfgNode, network: nn.Module) -> str:
@@ -45,13 +58,20 @@ def _gflops(config: CfgNode, network: nn.Module) -> str:
 
 def build_trainer(config: CfgNode, network: nn.Module, data: Data, world: World, logger: logging.Logger) -> Trainer:
     """Return the `Trainer` of a run: optimizer, schedule, loss and average around `network`."""
-    model: nn.Module = network
-    if world.size > 1:
-        ids = [world.device.index] if world.device.type == "cuda" else None
-        model = DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
+    for line in without_effect(config, world):
+        logger.warning(line)
+    distillation = build_distillation(config, network, world)
+    average = build_average(config, network)
+    model = parallelise(config, network, average, world)
+    if config.TRAIN.COMPILE:
+        compile_in_place(config, network)
     optimizer = build_optimizer(config, network, world)
+    shard_optimizer_state(optimizer, network)
     scale = learning_rate_scale(config, world)
-    logger.info(f"learning rate {config.TRAIN.BASE_LR * scale:.3g} ({config.TRAIN.BASE_LR:g} x batch per update / 512)")
+    logger.info(
+        f"learning rate {config.TRAIN.BASE_LR * scale:.3g} ({config.TRAIN.BASE_LR:g} x {scale:g}), "
+        f"{images_per_update(config, world)} images per update"
+    )
     mixing = build_mixing(config)
     return Trainer(
         config=config,
@@ -60,12 +80,27 @@ def build_trainer(config: CfgNode, network: nn.Module, data: Data, world: World,
         model=model,
         optimizer=optimizer,
         schedule=build_schedule(config, optimizer, updates_per_epoch(config, data), scale),
-        criterion=build_criterion(config, mixing),
+        criterion=build_criterion(config, mixing).to(world.device),
         mixing=mixing,
         precision=Precision(config, world.device),
-        average=build_average(config, network),
+        average=average,
         logger=logger,
+        distillation=distillation,
+        each_epoch=[
+            DropPathSchedule(config, network),
+            mixing_until(config, mixing),
+            lambda epoch: rest_frozen(network),
+        ],
     )
+
+
+def compile_in_place(config: CfgNode, network: nn.Module) -> None:
+    """Compile `network` with the backend ``TRAIN.COMPILE``; its keys and its copies stay plain."""
+    known = torch.compiler.list_backends(exclude_tags=())
+    if config.TRAIN.COMPILE not in known:
+        hint = closest(config.TRAIN.COMPILE, known)
+        raise UserError(f"TRAIN.COMPILE '{config.TRAIN.COMPILE}' is unknown; torch has {', '.join(known)}.{hint}")
+    network.compile(backend=config.TRAIN.COMPILE)
 
 
 def updates_per_epoch(config: CfgNode, data: Data) -> int:
@@ -74,30 +109,17 @@ def updates_per_epoch(config: CfgNode, data: Data) -> int:
 
 
 def load_pretrained(config: CfgNode, trainer: Trainer) -> None:
-    """Fill the network, and the average, with the weights of ``MODEL.PRETRAINED``; strictly, see `load_weights`."""
+    """Fill the network, and the average, with the weights of ``MODEL.PRETRAINED``; strictly, see `fill`."""
     path = config.MODEL.PRETRAINED
     payload = load_checkpoint(path)
     wanted = config.MODEL.PRETRAINED_ENTRY
     entry = None if wanted == "auto" else wanted
-    for network, prefer_ema in _networks(trainer):
-        try:
-            report = load_weights(
-                network,
-                payload,
-                entry=entry,
-                prefer_ema=prefer_ema,
-                allow_head_mismatch=config.MODEL.ALLOW_HEAD_MISMATCH,
-                quiet=True,
-            )
-        except WeightsDoNotFit as error:
-            trainer.logger.error(f"{path} does not fit the model:\n{error.report.table()}")
-            raise UserError(str(error).replace("the given dict", path)) from None
-        if not prefer_ema:
-            trainer.logger.info(f"weights of {path}: {report.summary()}")
-
-
-def _networks(trainer: Trainer) -> list[tuple[nn.Module, bool]]:
-    networks = [(trainer.network, False)]
-    if trainer.average is not None:
-        networks.append((trainer.average.network, True))
-    return networks
+    head = config.MODEL.ALLOW_HEAD_MISMATCH
+    try:
+        report = fill(trainer.network, payload, path, entry=entry, allow_head_mismatch=head)
+        if trainer.average is not None:
+            fill(trainer.average.network, payload, path, entry=entry, prefer_ema=True, allow_head_mismatch=head)
+    except DoNotFit as error:
+        trainer.logger.error(error.table)
+        raise
+    trainer.logger.info(f"weights of {path}: {report.summary()}")

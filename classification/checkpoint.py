@@ -26,8 +26,10 @@ import torch
 
 from classification.config import as_plain, changed_keys
 from classification.data import Batches
+from classification.parallel import gathered
 from classification.progress import EpochSoFar, Layout, Progress
 from classification.rng import capture_states, restore_states, seed_everything
+from classification.schedule import continue_schedule
 from classification.train import Trainer
 from classification.world import World
 from vmamba.errors import UserError
@@ -105,6 +107,7 @@ class Checkpoints:
         parts = {"model": trainer.network.state_dict(), "optimizer": trainer.optimizer.state_dict()}
         if trainer.average is not None:
             parts["model_ema"] = trainer.average.network.state_dict()
+        parts = gathered(parts, keep=trainer.world.first)
         name = f"ckpt_epoch_{progress.epoch}_step_{step}.pth" if step else f"ckpt_epoch_{progress.epoch - 1}.pth"
 
         def write() -> None:
@@ -130,7 +133,8 @@ class Checkpoints:
     def save_best(self) -> bool:
         """Write the weights that have just scored best as ``best.pth``, under the key ``model``; False if refused."""
         average = self.trainer.average if self.progress.best_is_ema else None
-        weights = (self.trainer.network if average is None else average.network).state_dict()
+        network = self.trainer.network if average is None else average.network
+        weights = gathered(network.state_dict(), keep=self.trainer.world.first)
         parts = {"model": weights, "weights": "model" if average is None else "model_ema"}
         return self._try(BEST, lambda: save_checkpoint(self.folder / BEST, {**self._common(), **parts}))
 
@@ -236,7 +240,7 @@ def resume(trainer: Trainer, path: Path, batches: Batches) -> Progress:
     layout = layout_of(trainer, batches)
     trainer.so_far = _restore_so_far(trainer, payload, layout, path)
     trainer.updates = progress.epoch * layout.updates + layout.updates_at(trainer.so_far.step)
-    trainer.schedule.step_update(trainer.updates)
+    continue_schedule(trainer.schedule, trainer.updates, payload.get("lr_scheduler"))
     _restore_rng(trainer, payload.get("rng") or [], progress.epoch)
     inside = f", {trainer.so_far.step} of {layout.steps} steps into the next" if trainer.so_far.step else ""
     trainer.logger.info(f"resumed {path} after epoch {progress.epoch - 1}{inside}, best accuracy {progress.best:.2f}%")

@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 
 from yacs.config import CfgNode
 
+from classification.clipping import CLIP_MODES
+from classification.config import value_of
 from classification.data_checks import DATA_IGNORED, check_data
+from classification.defaults import DEPRECATED, defaults
+from classification.distillation import DISTILLATIONS
+from classification.drop_path import DROP_PATH_SCHEDULES
+from classification.parallel import PARALLEL
+from classification.schedule import SCHEDULES
 from classification.sources import check_dataset
 from vmamba.errors import UserError, closest
 
@@ -18,8 +25,13 @@ _CHOICES = {
     "DATA.CACHE_MODE": ("no", "full", "part"),
     "MODEL.TYPE": ("vssm", "timm"),
     "MODEL.PRETRAINED_ENTRY": ("auto", "model", "model_ema"),
-    "TRAIN.LR_SCHEDULER.NAME": ("cosine", "linear", "step", "multistep"),
+    "TRAIN.LR_SCHEDULER.NAME": SCHEDULES,
     "TRAIN.DECAY_GROUPS": ("published", "corrected"),
+    "TRAIN.CLIP_MODE": CLIP_MODES,
+    "TRAIN.LOSS.NAME": ("cross_entropy", "bce"),
+    "TRAIN.DROP_PATH_SCHEDULE.NAME": DROP_PATH_SCHEDULES,
+    "TRAIN.PARALLEL": PARALLEL,
+    "DISTILL.TYPE": DISTILLATIONS,
     "AUG.REMODE": ("pixel", "rand", "const"),
     "AUG.MIXUP_MODE": ("batch", "pair", "elem"),
     "AMP_DTYPE": ("auto", "float16", "bfloat16"),
@@ -40,9 +52,14 @@ _AT_LEAST = {
     "TRAIN.MIN_LR": 0,
     "TRAIN.WEIGHT_DECAY": 0,
     "TRAIN.LR_SCHEDULER.DECAY_EPOCHS": 1,
+    "TRAIN.LR_SCHEDULER.COOLDOWN_EPOCHS": 0,
+    "TRAIN.LR_SCHEDULER.PATIENCE_EPOCHS": 0,
+    "TRAIN.LR_BASE_BATCH": 0,
+    "TRAIN.DROP_PATH_SCHEDULE.EPOCHS": 0,
     "TRAIN.MAX_NONFINITE": 1,
     "AUG.MIXUP": 0,
     "AUG.CUTMIX": 0,
+    "AUG.MIXUP_OFF_EPOCH": 0,
     "AUG.CROP_PADDING": 0,
     "SEED": 0,
     "SAVE_FREQ": 1,
@@ -62,7 +79,10 @@ _SHARES = (
     "AUG.MIXUP_SWITCH_PROB",
     "AUG.HFLIP",
     "EMA.DECAY",
+    "DISTILL.ALPHA",
+    "TRAIN.LAYER_DECAY_MIN_SCALE",
 )
+_ABOVE_ZERO = ("TRAIN.LAYER_DECAY", "DISTILL.TAU")
 # timm's automatic policies, by the part of their name before the first dash
 _POLICIES = ("rand", "augmix", "3a", "original", "originalr", "v0", "v0r", "none")
 
@@ -88,26 +108,16 @@ _LISTS = {
     "AUG.CUTMIX_MINMAX": _Items(float, 2, lambda x: 0 <= x <= 1, "between 0 and 1"),
 }
 _RISING = ("AUG.SCALE", "AUG.RATIO", "AUG.CUTMIX_MINMAX")
+
+
+def _unless_schedule(*names: str) -> Callable[[CfgNode], bool]:
+    return lambda config: config.TRAIN.LR_SCHEDULER.NAME not in names
+
+
 # (true when it applies, the keys, why they do nothing)
 _IGNORED: tuple[tuple[Callable[[CfgNode], bool], tuple[str, ...], str], ...] = (
-    (
-        lambda c: True,
-        (
-            "DATA.MASK_PATCH_SIZE",
-            "DATA.MASK_RATIO",
-            "MODEL.MMCKPT",
-            "TRAIN.MOE.SAVE_MASTER",
-            "ENABLE_AMP",
-            "AMP_OPT_LEVEL",
-            "TRAINCOST_MODE",
-            "FUSED_LAYERNORM",
-            "MODEL.VSSM.SSM_RANK_RATIO",
-        ),
-        "no part of the published trainer or of this one reads it",
-    ),
-    (lambda c: True, ("TEST.SEQUENTIAL", "TEST.SHUFFLE"), "evaluation counts every image once, in any order"),
     (lambda c: not c.DATA.ZIP_MODE, ("DATA.CACHE_MODE",), "it belongs to zip mode"),
-    (lambda c: c.MODEL.TYPE == "vssm", ("MODEL.TIMM", "MODEL.DROP_RATE"), "MODEL.TYPE is vssm"),
+    (lambda c: c.MODEL.TYPE == "vssm", ("MODEL.TIMM",), "MODEL.TYPE is vssm"),
     (lambda c: c.MODEL.TYPE == "timm", ("MODEL.VSSM.",), "MODEL.TYPE is timm; its arguments are under MODEL.TIMM"),
     (
         lambda c: not (c.MODEL.PRETRAINED or c.EVAL_MODE),
@@ -118,28 +128,56 @@ _IGNORED: tuple[tuple[Callable[[CfgNode], bool], tuple[str, ...], str], ...] = (
     (lambda c: not c.AMP_ENABLE, ("AMP_DTYPE",), "AMP_ENABLE is off"),
     (lambda c: c.TRAIN.OPTIMIZER.NAME == "adamw", ("TRAIN.OPTIMIZER.MOMENTUM",), "adamw has betas instead"),
     (
+        lambda c: c.TRAIN.OPTIMIZER.NAME not in ("adamw", "sgd"),
+        ("TRAIN.OPTIMIZER.BETAS", "TRAIN.OPTIMIZER.EPS", "TRAIN.OPTIMIZER.FUSED"),
+        "it is for adamw and sgd; another optimizer's arguments stand in TRAIN.OPTIMIZER.ARGS",
+    ),
+    (
         lambda c: c.TRAIN.OPTIMIZER.NAME == "sgd",
         ("TRAIN.OPTIMIZER.BETAS", "TRAIN.OPTIMIZER.EPS"),
         "sgd has a momentum instead",
     ),
+    (_unless_schedule("step"), ("TRAIN.LR_SCHEDULER.DECAY_EPOCHS",), "TRAIN.LR_SCHEDULER.NAME is not step"),
     (
-        lambda c: c.TRAIN.LR_SCHEDULER.NAME != "step",
-        ("TRAIN.LR_SCHEDULER.DECAY_EPOCHS", "TRAIN.LR_SCHEDULER.DECAY_RATE"),
-        "TRAIN.LR_SCHEDULER.NAME is not step",
+        _unless_schedule("step", "plateau"),
+        ("TRAIN.LR_SCHEDULER.DECAY_RATE",),
+        "TRAIN.LR_SCHEDULER.NAME is neither step nor plateau",
     ),
+    (_unless_schedule("plateau"), ("TRAIN.LR_SCHEDULER.PATIENCE_EPOCHS",), "TRAIN.LR_SCHEDULER.NAME is not plateau"),
     (
-        lambda c: c.TRAIN.LR_SCHEDULER.NAME != "multistep",
+        _unless_schedule("multistep"),
         ("TRAIN.LR_SCHEDULER.MULTISTEPS", "TRAIN.LR_SCHEDULER.GAMMA"),
         "TRAIN.LR_SCHEDULER.NAME is not multistep",
     ),
     (
-        lambda c: c.TRAIN.LR_SCHEDULER.NAME in ("step", "multistep"),
+        _unless_schedule("cosine", "tanh", "poly", "linear", "plateau"),
         ("TRAIN.MIN_LR",),
-        "only the cosine and linear schedules end at it",
+        "only cosine, tanh, poly, linear and plateau go down to it",
     ),
     (
+        _unless_schedule("cosine", "tanh", "poly", "linear"),
+        ("TRAIN.LR_SCHEDULER.COOLDOWN_EPOCHS",),
+        "only cosine, tanh, poly and linear have an end",
+    ),
+    (
+        _unless_schedule("cosine", "tanh", "poly", "step"),
+        ("TRAIN.LR_SCHEDULER.WARMUP_PREFIX",),
+        "the other schedules than cosine, tanh, poly and step count from the first update",
+    ),
+    (lambda c: c.TRAIN.LAYER_DECAY == 1, ("TRAIN.LAYER_DECAY_MIN_SCALE",), "TRAIN.LAYER_DECAY is 1"),
+    (lambda c: not c.TRAIN.CLIP_GRAD, ("TRAIN.CLIP_MODE",), "TRAIN.CLIP_GRAD is off"),
+    (lambda c: c.TRAIN.LOSS.NAME != "bce", ("TRAIN.LOSS.",), "TRAIN.LOSS.NAME is not bce"),
+    (
+        lambda c: c.TRAIN.DROP_PATH_SCHEDULE.NAME == "constant",
+        ("TRAIN.DROP_PATH_SCHEDULE.EPOCHS",),
+        "TRAIN.DROP_PATH_SCHEDULE.NAME is constant",
+    ),
+    (lambda c: c.DISTILL.TYPE == "none", ("DISTILL.",), "DISTILL.TYPE is none"),
+    (lambda c: c.DISTILL.TYPE == "hard", ("DISTILL.TAU",), "DISTILL.TYPE is hard"),
+    (lambda c: not c.DISTILL.TEACHER, ("DISTILL.TEACHER_ARGS",), "there is no DISTILL.TEACHER"),
+    (
         lambda c: not _mixes(c),
-        ("AUG.MIXUP_PROB", "AUG.MIXUP_SWITCH_PROB", "AUG.MIXUP_MODE"),
+        ("AUG.MIXUP_PROB", "AUG.MIXUP_SWITCH_PROB", "AUG.MIXUP_MODE", "AUG.MIXUP_OFF_EPOCH"),
         "mixup and cutmix are off",
     ),
     (lambda c: c.AUG.REPROB == 0, ("AUG.REMODE", "AUG.RECOUNT"), "AUG.REPROB is 0"),
@@ -152,35 +190,38 @@ _IGNORED: tuple[tuple[Callable[[CfgNode], bool], tuple[str, ...], str], ...] = (
 def check_values(config: CfgNode) -> None:
     """Raise `UserError` for the first value that is out of range or asks for what is not built yet."""
     for key, choices in _CHOICES.items():
-        value = _value(config, key)
+        value = value_of(config, key)
         if value not in choices:
             raise UserError(f"{key} '{value}' is unknown; it is one of {', '.join(choices)}.{closest(value, choices)}")
     for key, least in _AT_LEAST.items():
-        if _value(config, key) < least:
-            raise UserError(f"{key} must be at least {least}, not {_value(config, key)}")
+        if value_of(config, key) < least:
+            raise UserError(f"{key} must be at least {least}, not {value_of(config, key)}")
     for key, most in _AT_MOST.items():
-        if _value(config, key) > most:
-            raise UserError(f"{key} must be at most {most}, not {_value(config, key)}")
+        if value_of(config, key) > most:
+            raise UserError(f"{key} must be at most {most}, not {value_of(config, key)}")
+    for key in _ABOVE_ZERO:
+        if not 0 < value_of(config, key) < inf:
+            raise UserError(f"{key} must be above 0, not {value_of(config, key)}")
     for key in _SHARES:
-        if not 0 <= _value(config, key) <= 1:
-            raise UserError(f"{key} must lie between 0 and 1, not {_value(config, key)}")
+        if not 0 <= value_of(config, key) <= 1:
+            raise UserError(f"{key} must lie between 0 and 1, not {value_of(config, key)}")
     for key, items in _LISTS.items():
-        _check_list(key, _value(config, key), items)
+        _check_list(key, value_of(config, key), items)
     _check_policy(config.AUG.AUTO_AUGMENT)
     check_dataset(config.DATA.DATASET)
     _check_images(config)
     check_data(config)
     _check_schedule(config)
-    _refuse_unbuilt(config)
 
 
 def ignored_settings(config: CfgNode, stated: set[str]) -> list[str]:
-    """Return one line for each stated key that this configuration does not use."""
-    lines = []
+    """Return one line for each stated key that this configuration does not use, deprecated ones among them."""
+    changed = [key for key in sorted(stated) if _differs(config, key)]
+    lines = [f"{key} is deprecated: {DEPRECATED[key]}" for key in changed if key in DEPRECATED]
     for applies, keys, reason in _IGNORED:
         if applies(config):
-            hits = [key for key in sorted(stated) if any(key == k or key.startswith(k.rstrip(".") + ".") for k in keys)]
-            lines += [f"{key} has no effect: {reason}" for key in hits if _differs(config, key)]
+            hits = [key for key in changed if any(key == k or key.startswith(k.rstrip(".") + ".") for k in keys)]
+            lines += [f"{key} has no effect: {reason}" for key in hits]
     return lines
 
 
@@ -231,8 +272,8 @@ def _check_images(config: CfgNode) -> None:
     if channels not in (1, 3, 4):
         raise UserError(f"images have 1, 3 or 4 channels here, not {channels} (MODEL.VSSM.IN_CHANS)")
     for key in ("DATA.MEAN", "DATA.STD"):
-        if len(_value(config, key)) != channels:
-            raise UserError(f"{key} {_value(config, key)} needs one number for each of {channels} input channels")
+        if len(value_of(config, key)) != channels:
+            raise UserError(f"{key} {value_of(config, key)} needs one number for each of {channels} input channels")
 
 
 def _check_schedule(config: CfgNode) -> None:
@@ -241,34 +282,24 @@ def _check_schedule(config: CfgNode) -> None:
         raise UserError(
             f"TRAIN.WARMUP_EPOCHS {train.WARMUP_EPOCHS} is longer than TRAIN.EPOCHS {train.EPOCHS}; lower the warm-up"
         )
+    if train.WARMUP_EPOCHS + train.LR_SCHEDULER.COOLDOWN_EPOCHS > train.EPOCHS:
+        raise UserError(
+            f"TRAIN.LR_SCHEDULER.COOLDOWN_EPOCHS {train.LR_SCHEDULER.COOLDOWN_EPOCHS} and TRAIN.WARMUP_EPOCHS "
+            f"{train.WARMUP_EPOCHS} are more than TRAIN.EPOCHS {train.EPOCHS}"
+        )
+    if train.CLIP_GRAD is not None and not train.CLIP_GRAD >= 0:
+        raise UserError(f"TRAIN.CLIP_GRAD must be at least 0, or None for no limit, not {train.CLIP_GRAD}")
     if train.LR_SCHEDULER.NAME == "multistep" and not train.LR_SCHEDULER.MULTISTEPS:
         raise UserError("TRAIN.LR_SCHEDULER.MULTISTEPS is empty; name the epochs at which the learning rate falls")
-
-
-def _refuse_unbuilt(config: CfgNode) -> None:
-    if config.TRAIN.LAYER_DECAY != 1.0:
-        raise UserError("not supported yet: TRAIN.LAYER_DECAY other than 1.0")
-    for key in ("MODEL.PRETRAINED", "MODEL.RESUME"):
-        if _value(config, key).startswith(("http://", "https://")):
-            raise UserError(f"not supported yet: {key} as an address; download the file and name its path")
 
 
 def _mixes(config: CfgNode) -> bool:
     return config.AUG.MIXUP > 0 or config.AUG.CUTMIX > 0 or config.AUG.CUTMIX_MINMAX is not None
 
 
-def _value(config: CfgNode, key: str):
-    node = config
-    for part in key.split("."):
-        node = node[part]
-    return node
-
-
 def _differs(config: CfgNode, key: str) -> bool:
     """True when the key no longer has its default value."""
-    from classification.defaults import defaults
-
     try:
-        return _value(config, key) != _value(defaults(), key)
+        return value_of(config, key) != value_of(defaults(), key)
     except KeyError:
         return True

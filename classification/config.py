@@ -37,6 +37,13 @@ def load_config(
     return config, stated
 
 
+def value_of(node: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a dotted key; KeyError where there is none."""
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
 def as_plain(node: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration as nested plain dicts and lists, fit for JSON, YAML and safe unpickling."""
     return {

@@ -73,6 +73,7 @@ _DEFAULTS: dict = {
         "TIMM": {},
         "PRETRAINED_ENTRY": "auto",
         "ALLOW_HEAD_MISMATCH": False,
+        "HEAD_NORM": False,
     },
     "TRAIN": {
         "START_EPOCH": 0,
@@ -93,14 +94,39 @@ _DEFAULTS: dict = {
             "WARMUP_PREFIX": True,
             "GAMMA": 0.1,
             "MULTISTEPS": [],
+            # ours
+            "COOLDOWN_EPOCHS": 0,
+            "PATIENCE_EPOCHS": 10,
+            "ARGS": {},
         },
-        "OPTIMIZER": {"NAME": "adamw", "EPS": 1e-8, "BETAS": (0.9, 0.999), "MOMENTUM": 0.9},
+        # the last two are ours
+        "OPTIMIZER": {
+            "NAME": "adamw",
+            "EPS": 1e-8,
+            "BETAS": (0.9, 0.999),
+            "MOMENTUM": 0.9,
+            "FUSED": False,
+            "ARGS": {},
+        },
         "LAYER_DECAY": 1.0,
         "MOE": {"SAVE_MASTER": False},
         # ours
         "DECAY_GROUPS": "published",
         "MAX_NONFINITE": 10,
+        "LR_BASE_BATCH": 512,
+        "LAYER_DECAY_MIN_SCALE": 0.0,
+        "CLIP_MODE": "norm",
+        "LOSS": {"NAME": "cross_entropy", "BCE_THRESHOLD": None, "BCE_SUM": False, "BCE_POSITIVE_WEIGHT": None},
+        "FREEZE": [],
+        "LINEAR_PROBE": False,
+        "DROP_PATH_SCHEDULE": {"NAME": "constant", "EPOCHS": 0},
+        "PARALLEL": "ddp",
+        "SYNC_BN": False,
+        "COMPILE": "",
+        "CHANNELS_LAST": False,
     },
+    # ours
+    "DISTILL": {"TYPE": "none", "TEACHER": "", "TEACHER_PATH": "", "TEACHER_ARGS": {}, "ALPHA": 0.5, "TAU": 1.0},
     "AUG": {
         "COLOR_JITTER": 0.4,
         "AUTO_AUGMENT": "rand-m9-mstd0.5-inc1",
@@ -121,6 +147,7 @@ _DEFAULTS: dict = {
         "GRAYSCALE_PROB": 0.0,
         "BLUR_PROB": 0.0,
         "VFLIP": 0.0,
+        "MIXUP_OFF_EPOCH": 0,
         "HFLIP": 0.5,
         "SCALE": (0.08, 1.0),
         "RATIO": (0.75, 4.0 / 3.0),
@@ -153,7 +180,11 @@ _DEFAULTS: dict = {
     "THROUGHPUT_MODE": False,
     "TRAINCOST_MODE": False,
     "FUSED_LAYERNORM": False,
+    # of Swin's trainer, which this one's descends from
+    "FUSED_WINDOW_PROCESS": False,
+    "LOCAL_RANK": 0,
     # ours
+    "DRY_RUN": False,
     "DEVICE": "auto",
     "MEMORY_LIMIT_RATE": -1.0,
     "KEEP_CHECKPOINTS": 3,
@@ -167,6 +198,19 @@ _DEFAULTS: dict = {
     "CARD": {"LICENSE": "", "DATA_LICENSE": ""},
 }
 
+# Keys that are accepted and warned of, and why; all but AMP_OPT_LEVEL do nothing.
+DEPRECATED: dict[str, str] = {
+    **dict.fromkeys(
+        ("DATA.MASK_PATCH_SIZE", "DATA.MASK_RATIO", "MODEL.MMCKPT", "TRAIN.MOE.SAVE_MASTER", "FUSED_LAYERNORM"),
+        "no part of the published trainer or of this one reads it",
+    ),
+    "MODEL.VSSM.SSM_RANK_RATIO": "the published model ignores it; MODEL.VSSM.SSM_DT_RANK sets the rank",
+    "FUSED_WINDOW_PROCESS": "it is of Swin's window attention, which no network here has",
+    "ENABLE_AMP": "AMP_ENABLE is the key, and on by default",
+    "AMP_OPT_LEVEL": "O0 does what --disable_amp does, the other levels nothing; --amp-dtype chooses the type",
+    "LOCAL_RANK": "torchrun's environment tells it",
+    **dict.fromkeys(("TEST.SEQUENTIAL", "TEST.SHUFFLE"), "evaluation counts every image once, in any order"),
+}
 # Keys that take more than the type of their default.
 ALSO_TAKES: dict[str, tuple[type, ...]] = {
     "BASE": (str,),
@@ -177,9 +221,11 @@ ALSO_TAKES: dict[str, tuple[type, ...]] = {
     "AUG.COLOR_JITTER": (list,),
     "AUG.COLOR_JITTER_PROB": (float,),
     "TRAIN.CLIP_GRAD": (type(None),),
+    "TRAIN.LOSS.BCE_THRESHOLD": (float,),
+    "TRAIN.LOSS.BCE_POSITIVE_WEIGHT": (float,),
 }
 # A node of free names: they are passed on as they are.
-FREE_NODES = ("MODEL.TIMM",)
+FREE_NODES = ("MODEL.TIMM", "TRAIN.OPTIMIZER.ARGS", "TRAIN.LR_SCHEDULER.ARGS", "DISTILL.TEACHER_ARGS")
 
 
 def defaults() -> CfgNode:

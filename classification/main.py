@@ -20,11 +20,14 @@ from classification.checks import ignored_settings, overruled_by_resume
 from classification.config import as_yaml
 from classification.curves import draw_curves
 from classification.data import Data, build_data
+from classification.dry_run import dry_run, scratch_folder
 from classification.environment import write_environment
 from classification.evaluate import Score, evaluate
 from classification.failures import explained
 from classification.findings import Findings
+from classification.finetuning import fetch_weights
 from classification.log import Bar, close_logger, create_logger
+from classification.parallel import whole_on_every_process
 from classification.profiling import StepProfile
 from classification.progress import EpochSoFar, Progress
 from classification.records import Records
@@ -32,7 +35,7 @@ from classification.report import add_model_card, evaluation_folder, new_finding
 from classification.rng import seed_everything
 from classification.run_folder import open_run_folder, write_settings
 from classification.stopping import Interrupted
-from classification.throughput import measure_throughput
+from classification.throughput import measure_throughput, measure_training_cost
 from classification.train import Trainer, TrainingStopped, train_one_epoch
 from classification.world import World, start_world
 from vmamba.errors import UserError
@@ -46,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(file=sys.stdout)
     with (
         start_world(config.DEVICE, config.MEMORY_LIMIT_RATE, config.TIMEOUT) as world,
-        open_run_folder(config, world) as folder,
+        scratch_folder(config, world) if config.DRY_RUN else open_run_folder(config, world) as folder,
     ):
         logger = create_logger(config.MODEL.NAME, world.rank, folder, console)
         try:
@@ -77,6 +80,10 @@ def run(
     if config.THROUGHPUT_MODE:
         measure_throughput(build_network(config, world, logger), config, world.device, logger)
         return
+    if config.TRAINCOST_MODE:
+        measure_training_cost(build_network(config, world, logger), config, world.device, logger)
+        return
+    fetch_weights(config, world)
     data = build_data(config, stated, world, folder, logger)
     trainer = build_trainer(config, build_network(config, world, logger), data, world, logger)
     logger.info(f"{world.size} process(es) on {world.device.type}, {trainer.precision}, {len(data.classes)} classes")
@@ -88,6 +95,9 @@ def run(
         write_report(findings, score, source, evaluation_folder(folder, source), world, logger)
         return
     progress = start(trainer, data, folder)
+    if config.DRY_RUN:
+        dry_run(trainer, data, updates_per_epoch(config, data), folder, console)
+        return
     world.from_first(lambda: write_environment(folder, data, trainer.network, world, progress.epoch))
     train(trainer, data, progress, folder, console)
 
@@ -138,6 +148,7 @@ def train(trainer: Trainer, data: Data, progress: Progress, folder: Path, consol
             for epoch in range(progress.epoch, config.TRAIN.EPOCHS):
                 summary = train_one_epoch(trainer, data.train, epoch, profile.step, checkpoints.after_update)
                 score, score_ema = evaluate_all(trainer, data)
+                trainer.schedule.step(epoch + 1, score.top1)  # moves `plateau` alone
                 better = take_scores(progress, epoch, score, score_ema, logger)
                 trainer.so_far = EpochSoFar()
                 if records is not None:
@@ -176,16 +187,17 @@ def evaluate_all(
     scores = []
     for label, network in networks.items():
         findings = new_findings(config, data) if found is not None else None
-        score = evaluate(
-            network,
-            data.held_out,
-            trainer.precision,
-            world,
-            logger,
-            config.PRINT_FREQ,
-            on_counted=lambda: trainer.stopping.check(world),
-            findings=findings,
-        )
+        with whole_on_every_process(network):
+            score = evaluate(
+                network,
+                data.held_out,
+                trainer.precision,
+                world,
+                logger,
+                config.PRINT_FREQ,
+                on_counted=lambda: trainer.stopping.check(world),
+                findings=findings,
+            )
         if found is not None:
             found.append((score, findings))
         logger.info(f"Accuracy of the network{label} on the {score.images} test images: {score.top1:.1f}%")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from timm.data import Mixup
 from timm.data.mixup import mixup_target
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
@@ -42,8 +44,31 @@ def build_mixing(config: CfgNode) -> AnySizeMixup | None:
     )
 
 
+def mixing_until(config: CfgNode, mixing: AnySizeMixup | None) -> Callable[[int], None]:
+    """Return what turns `mixing` off from epoch ``MIXUP_OFF_EPOCH`` on; the labels stay smoothed."""
+
+    def prepare(epoch: int) -> None:
+        last = config.AUG.MIXUP_OFF_EPOCH
+        if mixing is not None:
+            mixing.mixup_enabled = last == 0 or epoch < last
+
+    return prepare
+
+
 def build_criterion(config: CfgNode, mixing: AnySizeMixup | None) -> nn.Module:
-    """Return the loss for soft targets when a batch is mixed, else with label smoothing, else plain cross entropy."""
+    """Return the loss for soft targets when a batch is mixed, else with label smoothing, else plain cross entropy.
+
+    ``TRAIN.LOSS.NAME bce`` takes each class by itself, with targets above ``BCE_THRESHOLD`` made 1 and the others 0
+    where it is set (Wightman et al., "ResNet strikes back", 2021).
+    """
+    loss = config.TRAIN.LOSS
+    if loss.NAME == "bce":
+        return BinaryCrossEntropy(
+            smoothing=config.MODEL.LABEL_SMOOTHING,
+            target_threshold=loss.BCE_THRESHOLD,
+            sum_classes=loss.BCE_SUM,
+            pos_weight=loss.BCE_POSITIVE_WEIGHT,
+        )
     if mixing is not None:
         return SoftTargetCrossEntropy()
     if config.MODEL.LABEL_SMOOTHING > 0:

@@ -1,9 +1,12 @@
-"""The optimizer: weight-decay groups, learning rate scaled with the batch."""
+"""The optimizer: weight-decay groups, layer-wise rates, learning rate scaled with the batch."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm.optim
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import nn
 from yacs.config import CfgNode
 
@@ -15,55 +18,75 @@ _SCAN_NO_DECAY = ("A_log", "A_logs", "Ds", "D", "dt_projs_bias")
 
 
 def learning_rate_scale(config: CfgNode, world: World) -> float:
-    """Return the factor on all configured learning rates: images per update over 512."""
-    return config.DATA.BATCH_SIZE * world.size * config.TRAIN.ACCUMULATION_STEPS / 512.0
+    """Return the factor on all configured rates: images per update over ``LR_BASE_BATCH``, or 1 if that is 0."""
+    base = config.TRAIN.LR_BASE_BATCH
+    return images_per_update(config, world) / base if base else 1.0
 
 
-def parameter_groups(network: nn.Module, weight_decay: float, rule: str) -> list[dict]:
-    """Return two optimizer groups, with and without weight decay, in the order of the network's parameters.
+def images_per_update(config: CfgNode, world: World) -> int:
+    """Return how many images all processes together see between two updates."""
+    return config.DATA.BATCH_SIZE * world.size * config.TRAIN.ACCUMULATION_STEPS
 
-    ``published``: no decay for one-dimensional parameters, biases and what the network's `no_weight_decay` names. That
-    decays A_logs and dt_projs_bias, which are two-dimensional. ``corrected`` exempts these too.
+
+def undecayed_parameters(network: nn.Module, rule: str) -> set[str]:
+    """Return the names of the parameters that take no weight decay.
+
+    ``published``: one-dimensional parameters, biases and what the network's `no_weight_decay` names. That decays A_logs
+    and dt_projs_bias, which are two-dimensional. ``corrected`` exempts these too.
     """
     named = getattr(network, "no_weight_decay", None)
     skipped = set(named()) if callable(named) else set()
     if rule == "published":
         skipped = {name for name in skipped if name.rpartition(".")[2] not in _SCAN_NO_DECAY}
-    decayed: list[tuple[str, nn.Parameter]] = []
-    free: list[tuple[str, nn.Parameter]] = []
-    for name, parameter in network.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        exempt = parameter.ndim <= 1 or name.endswith(".bias") or name in skipped
-        if rule == "corrected":
-            exempt = exempt or name.rpartition(".")[2] in _SCAN_NO_DECAY
-        (free if exempt else decayed).append((name, parameter))
-    groups = [(decayed, weight_decay), (free, 0.0)]
-    return [
-        {"params": [p for _, p in members], "weight_decay": decay, "names": [name for name, _ in members]}
-        for members, decay in groups
-        if members
-    ]
+    else:
+        skipped |= {name for name, _ in network.named_parameters() if name.rpartition(".")[2] in _SCAN_NO_DECAY}
+    return {n for n, p in network.named_parameters() if p.ndim <= 1 or n.endswith(".bias") or n in skipped}
+
+
+def parameter_groups(
+    network: nn.Module, weight_decay: float, rule: str, layer_decay: float = 1.0, least: float = 0.0
+) -> list[dict]:
+    """Return the optimizer groups of what is trained, with and without weight decay, each in the network's order.
+
+    `rule` is that of `undecayed_parameters`. With a `layer_decay` below 1 there are such groups for each layer, with
+    the ``lr_scale`` layer_decay^(layers above it), at least `least`; the network's `group_matcher` tells the layers.
+    """
+    exempt = undecayed_parameters(network, rule)
+    if layer_decay != 1.0:
+        layers = {"layer_decay": layer_decay, "min_scale": least}
+        return param_groups_layer_decay(network, weight_decay, no_weight_decay_list=exempt, **layers)
+    trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    decayed = [parameter for name, parameter in trained if name not in exempt]
+    free = [parameter for name, parameter in trained if name in exempt]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def build_optimizer(config: CfgNode, network: nn.Module, world: World) -> torch.optim.Optimizer:
-    """Return AdamW, SGD with Nesterov momentum, or the timm optimizer called ``TRAIN.OPTIMIZER.NAME``."""
-    train = config.TRAIN
-    groups = parameter_groups(network, train.WEIGHT_DECAY, train.DECAY_GROUPS)
-    for group in groups:
-        del group["names"]
-    rate = train.BASE_LR * learning_rate_scale(config, world)
-    name = train.OPTIMIZER.NAME.lower()
-    if name == "adamw":
-        settings = {"eps": train.OPTIMIZER.EPS, "betas": tuple(train.OPTIMIZER.BETAS)}
-        return torch.optim.AdamW(groups, lr=rate, **settings)
-    if name == "sgd":
-        momentum = train.OPTIMIZER.MOMENTUM
-        return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=momentum > 0)
-    known = [str(other) for other in timm.optim.list_optimizers()]
-    if name not in known:
-        hint = closest(name, known)
-        raise UserError(f"TRAIN.OPTIMIZER.NAME '{name}' is unknown.{hint} timm.optim.list_optimizers() lists them")
-    return timm.optim.create_optimizer_v2(
-        groups, opt=name, lr=rate, weight_decay=train.WEIGHT_DECAY, momentum=train.OPTIMIZER.MOMENTUM
-    )
+    """Return AdamW, SGD with Nesterov momentum, or the timm optimizer called ``TRAIN.OPTIMIZER.NAME``.
+
+    ``TRAIN.OPTIMIZER.ARGS`` are further arguments of its constructor. Raises `UserError` for an unknown name or
+    argument, and when nothing is left to train.
+    """
+    train, options = config.TRAIN, config.TRAIN.OPTIMIZER
+    layers = train.LAYER_DECAY, train.LAYER_DECAY_MIN_SCALE
+    groups = parameter_groups(network, train.WEIGHT_DECAY, train.DECAY_GROUPS, *layers)
+    if not groups:
+        raise UserError("TRAIN.FREEZE leaves no parameter to train; name fewer of them")
+    common: dict[str, Any] = {"lr": train.BASE_LR * learning_rate_scale(config, world), **options.ARGS}
+    name, momentum = options.NAME.lower(), options.MOMENTUM
+    try:
+        if name == "adamw":
+            own = {"eps": options.EPS, "betas": tuple(options.BETAS), "fused": options.FUSED or None}
+            return torch.optim.AdamW(groups, **{**own, **common})
+        if name == "sgd":
+            own = {"momentum": momentum, "nesterov": momentum > 0, "fused": options.FUSED or None}
+            return torch.optim.SGD(groups, **{**own, **common})
+        known = [str(other) for other in timm.optim.list_optimizers()]
+        if name not in known:
+            hint = closest(name, known)
+            raise UserError(f"TRAIN.OPTIMIZER.NAME '{name}' is unknown.{hint} timm.optim.list_optimizers() lists them")
+        own = {"weight_decay": train.WEIGHT_DECAY, "momentum": momentum}
+        return timm.optim.create_optimizer_v2(groups, opt=name, **{**own, **common})
+    except TypeError as error:
+        raise UserError(f"TRAIN.OPTIMIZER.ARGS {dict(options.ARGS)} do not fit {name}: {error}") from None

@@ -29,7 +29,7 @@ def open_run_folder(config: CfgNode, world: World) -> Iterator[Path]:
     """Yield the run folder; for training, free of a killed run's leftovers and locked against a second run."""
     folder = run_folder(config)
     world.from_first(lambda: _make(folder))
-    if config.EVAL_MODE or config.THROUGHPUT_MODE:
+    if config.EVAL_MODE or config.THROUGHPUT_MODE or config.TRAINCOST_MODE:
         yield folder
         return
     lock = world.from_first(lambda: _lock_and_clean(folder))

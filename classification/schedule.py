@@ -1,11 +1,25 @@
-"""The learning rate over the updates: warm-up, then cosine, linear, step or multistep."""
+"""The learning rate over a run: warm-up, then timm's schedules or a straight line, then a cool-down."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, StepLRScheduler
+from timm.scheduler import (
+    CosineLRScheduler,
+    MultiStepLRScheduler,
+    PlateauLRScheduler,
+    PolyLRScheduler,
+    StepLRScheduler,
+    TanhLRScheduler,
+)
 from timm.scheduler.scheduler import Scheduler
 from yacs.config import CfgNode
+
+from vmamba.errors import UserError
+
+SCHEDULES = ("cosine", "linear", "step", "multistep", "tanh", "poly", "plateau", "constant")
+_CURVES = {"cosine": CosineLRScheduler, "tanh": TanhLRScheduler, "poly": PolyLRScheduler}
 
 
 class LinearLRScheduler(Scheduler):
@@ -18,8 +32,9 @@ class LinearLRScheduler(Scheduler):
         lr_min: float,
         warmup_t: int = 0,
         warmup_lr_init: float = 0.0,
+        **noise: Any,
     ) -> None:
-        super().__init__(optimizer, param_group_field="lr", t_in_epochs=False)
+        super().__init__(optimizer, param_group_field="lr", t_in_epochs=False, **noise)
         self.t_initial, self.lr_min = t_initial, lr_min
         self.warmup_t, self.warmup_lr_init = warmup_t, warmup_lr_init
         if warmup_t:
@@ -32,51 +47,73 @@ class LinearLRScheduler(Scheduler):
         return [v + (self.lr_min - v) * share for v in self.base_values]
 
 
+class PlateauSchedule(PlateauLRScheduler):
+    """timm's plateau schedule, moved by the score of each epoch, with a state that a resumed run continues from."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the score has done to the rates so far, as plain data."""
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        return {**self.lr_scheduler.state_dict(), "rates": rates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from the `state_dict` of another one."""
+        state = dict(state_dict)
+        for group, rate in zip(self.optimizer.param_groups, state.pop("rates")):
+            group["lr"] = rate
+        self.lr_scheduler.load_state_dict(state)
+
+
 def build_schedule(
     config: CfgNode, optimizer: torch.optim.Optimizer, updates_per_epoch: int, scale: float
 ) -> Scheduler:
     """Return the schedule per update; `scale` is the factor of `learning_rate_scale` on its lowest and first rate.
 
-    Update number n (from 0) runs at the rate of ``step_update(n)``. With ``WARMUP_PREFIX`` the curve starts after the
-    warm-up and still ends with the last epoch.
+    Update number n (from 0) runs at the rate of ``step_update(n)``; `plateau` moves at ``step(epoch, score)`` alone.
+    With ``WARMUP_PREFIX`` the curve starts after the warm-up. It ends ``COOLDOWN_EPOCHS`` before the last epoch.
     """
-    train, kind = config.TRAIN, config.TRAIN.LR_SCHEDULER
-    total, warmup = train.EPOCHS * updates_per_epoch, train.WARMUP_EPOCHS * updates_per_epoch
-    start, lowest = train.WARMUP_LR * scale, train.MIN_LR * scale
-    schedule: Scheduler
-    if kind.NAME == "cosine":
-        schedule = CosineLRScheduler(
-            optimizer,
-            t_initial=max(total - warmup, 1) if kind.WARMUP_PREFIX else total,
-            lr_min=lowest,
-            warmup_lr_init=start,
-            warmup_t=warmup,
-            cycle_limit=1,
-            t_in_epochs=False,
-            warmup_prefix=kind.WARMUP_PREFIX,
-        )
-    elif kind.NAME == "linear":
-        schedule = LinearLRScheduler(optimizer, t_initial=total, lr_min=lowest, warmup_t=warmup, warmup_lr_init=start)
-    elif kind.NAME == "step":
-        schedule = StepLRScheduler(
-            optimizer,
-            decay_t=kind.DECAY_EPOCHS * updates_per_epoch,
-            decay_rate=kind.DECAY_RATE,
-            warmup_lr_init=start,
-            warmup_t=warmup,
-            warmup_prefix=kind.WARMUP_PREFIX,
-            t_in_epochs=False,
-        )
-    else:
-        schedule = MultiStepLRScheduler(
-            optimizer,
-            # timm looks one update ahead
-            decay_t=[epoch * updates_per_epoch + 1 for epoch in sorted(kind.MULTISTEPS)],
-            decay_rate=kind.GAMMA,
-            warmup_lr_init=start,
-            warmup_t=warmup,
-            warmup_prefix=False,
-            t_in_epochs=False,
-        )
+    kind = config.TRAIN.LR_SCHEDULER
+    try:
+        schedule = _build(config, optimizer, updates_per_epoch, scale, dict(kind.ARGS))
+    except TypeError as error:
+        raise UserError(f"TRAIN.LR_SCHEDULER.ARGS {dict(kind.ARGS)} do not fit {kind.NAME}: {error}") from None
     schedule.step_update(0)
     return schedule
+
+
+def _build(
+    config: CfgNode, optimizer: torch.optim.Optimizer, per_epoch: int, scale: float, more: dict[str, Any]
+) -> Scheduler:
+    train, kind = config.TRAIN, config.TRAIN.LR_SCHEDULER
+    end, warmup = (train.EPOCHS - kind.COOLDOWN_EPOCHS) * per_epoch, train.WARMUP_EPOCHS * per_epoch
+    lowest, prefix = train.MIN_LR * scale, {"warmup_prefix": kind.WARMUP_PREFIX}
+    warm: dict[str, Any] = {"warmup_t": warmup, "warmup_lr_init": train.WARMUP_LR * scale}
+    if kind.NAME in _CURVES:
+        length = max(end - warmup, 1) if kind.WARMUP_PREFIX else end
+        timing = {"t_initial": length, "lr_min": lowest, "t_in_epochs": False}
+        return _CURVES[kind.NAME](optimizer, **{**timing, **warm, **prefix, **more})
+    if kind.NAME == "linear":
+        return LinearLRScheduler(optimizer, **{"t_initial": end, "lr_min": lowest, **warm, **more})
+    if kind.NAME == "multistep":
+        # timm looks one update ahead
+        epochs = [epoch * per_epoch + 1 for epoch in sorted(kind.MULTISTEPS)]
+        steps = {"decay_t": epochs, "decay_rate": kind.GAMMA, "warmup_prefix": False, "t_in_epochs": False}
+        return MultiStepLRScheduler(optimizer, **{**steps, **warm, **more})
+    if kind.NAME == "plateau":
+        patience = {"decay_rate": kind.DECAY_RATE, "patience_t": kind.PATIENCE_EPOCHS, "lr_min": lowest}
+        return PlateauSchedule(optimizer, **{**patience, **warm, "warmup_t": train.WARMUP_EPOCHS, **more})
+    rate = kind.DECAY_RATE if kind.NAME == "step" else 1.0
+    falls = {"decay_t": kind.DECAY_EPOCHS * per_epoch, "decay_rate": rate, "t_in_epochs": False}
+    return StepLRScheduler(optimizer, **{**falls, **warm, **prefix, **more})
+
+
+def continue_schedule(schedule: Scheduler, updates: int, state: dict[str, Any] | None) -> None:
+    """Put `schedule` where it is after `updates` updates; the stored `state` matters where scores have moved it."""
+    if isinstance(schedule, PlateauSchedule) and state and "rates" in state:
+        schedule.load_state_dict(state)
+    schedule.step_update(updates)
+
+
+def present_rate(optimizer: torch.optim.Optimizer) -> float:
+    """Return the learning rate before the layer-wise scale of a group."""
+    group = optimizer.param_groups[0]
+    return group["lr"] / group.get("lr_scale", 1.0)

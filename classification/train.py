@@ -6,21 +6,24 @@ import datetime
 import logging
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from yacs.config import CfgNode
 
 from classification.averaging import Average
+from classification.clipping import clip_gradients
 from classification.data import Batches
+from classification.distillation import Distillation
 from classification.meters import Clock, Meter, memory_megabytes
 from classification.mixing import AnySizeMixup
+from classification.parallel import without_synchronising
 from classification.precision import Precision
 from classification.progress import EpochSoFar
+from classification.schedule import present_rate
 from classification.stopping import Stopping
 from classification.world import World
 
@@ -48,6 +51,8 @@ class Trainer:
     nonfinite_in_a_row: int = 0
     so_far: EpochSoFar = field(default_factory=EpochSoFar)
     stopping: Stopping = field(default_factory=Stopping)
+    distillation: Distillation | None = None
+    each_epoch: list[Callable[[int], None]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,8 @@ def train_one_epoch(
     config, steps, so_far = trainer.config, len(batches), trainer.so_far
     batches.sampler.set_epoch(epoch, so_far.step)
     trainer.model.train()
+    for prepare in trainer.each_epoch:
+        prepare(epoch)
     trainer.optimizer.zero_grad()
     times, data_times, model_times = (Meter() for _ in range(3))
     clock, window_clock = Clock(), Clock()
@@ -101,7 +108,7 @@ def train_one_epoch(
         # read before the update is queued on a GPU: its check waits for this much anyway, and then for no more
         value = loss.item()
         if closes:
-            so_far.lr, scale = trainer.optimizer.param_groups[0]["lr"], trainer.precision.scale
+            so_far.lr, scale = present_rate(trainer.optimizer), trainer.precision.scale
             norm = update(trainer, finite, epoch, step)
             if norm is not None:
                 so_far.norms.update(norm)
@@ -140,16 +147,17 @@ def forward_backward(trainer: Trainer, images: Tensor, labels: Tensor, window: i
     targets = labels
     if trainer.mixing is not None:
         images, targets = trainer.mixing(images, labels)
-    with _no_sync(trainer.model) if not synchronise else nullcontext():
+    with without_synchronising(trainer.model) if not synchronise else nullcontext():
         with trainer.precision.autocast():
             logits = trainer.model(images)
-        loss = trainer.criterion(logits.float(), targets)
+        if trainer.distillation is None:
+            loss = trainer.criterion(logits.float(), targets)
+        else:
+            with trainer.precision.autocast():
+                taught = trainer.distillation.guess(images)
+            loss = trainer.distillation(trainer.criterion, taught, logits, targets)
         trainer.precision.scaler.scale(loss / window).backward()
     return loss.detach()
-
-
-def _no_sync(model: nn.Module) -> AbstractContextManager:
-    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def update(trainer: Trainer, finite: Tensor, epoch: int, step: int) -> float | None:
@@ -159,9 +167,9 @@ def update(trainer: Trainer, finite: Tensor, epoch: int, step: int) -> float | N
     float16 scaling handles it. Nothing but the schedule moves then. Raises `TrainingStopped` after too many in a row.
     The one question to all processes also carries the signals that ask for an end, see `Stopping`.
     """
-    scaler, limit = trainer.precision.scaler, trainer.config.TRAIN.CLIP_GRAD
+    scaler, train = trainer.precision.scaler, trainer.config.TRAIN
     scaler.unscale_(trainer.optimizer)
-    norm = nn.utils.clip_grad_norm_(trainer.network.parameters(), limit if limit else math.inf)
+    norm = clip_gradients(trainer.network, train.CLIP_GRAD, train.CLIP_MODE)
     bad = finite == 0
     if not scaler.is_enabled():
         bad = bad | ~torch.isfinite(norm)

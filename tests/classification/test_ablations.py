@@ -60,7 +60,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 SAME = dict(patch_size=4, in_chans=3, dims=96, ssm_dt_rank="auto", ssm_act_layer="silu", ssm_conv=3, ssm_drop_rate=0.0)
 SAME |= dict(ssm_init="v0", mlp_act_layer="gelu", mlp_drop_rate=0.0, gmlp=False, patch_norm=True, posembed=False)
-SAME |= dict(num_classes=1000, drop_path_rate=0.2, use_checkpoint=False, imgsize=224)
+SAME |= dict(num_classes=1000, drop_rate=0.0, drop_path_rate=0.2, use_checkpoint=False, imgsize=224)
 
 
 def parameters(options: dict[str, Any]) -> int:

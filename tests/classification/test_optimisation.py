@@ -15,8 +15,8 @@ from torch import nn
 
 from classification.averaging import build_average
 from classification.config import load_config
-from classification.mixing import AnySizeMixup, build_criterion, build_mixing
-from classification.optim import build_optimizer, learning_rate_scale, parameter_groups
+from classification.mixing import AnySizeMixup, build_criterion, build_mixing, mixing_until
+from classification.optim import build_optimizer, learning_rate_scale, undecayed_parameters
 from classification.precision import Precision
 from classification.schedule import build_schedule
 from classification.train import Trainer, TrainingStopped, forward_backward, update, window_of
@@ -99,10 +99,12 @@ def test_linear_step_multistep():
 
 
 def names(network: nn.Module, rule: str) -> tuple[set[str], set[str]]:
-    groups = parameter_groups(network, 0.05, rule)
-    assert [group["weight_decay"] for group in groups] == [0.05, 0.0]
-    assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
-    return set(groups[0]["names"]), set(groups[1]["names"])
+    optimizer = build_optimizer(config_of("TRAIN.DECAY_GROUPS", rule), network, World())
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]
+    name_of = {id(parameter): name for name, parameter in network.named_parameters()}
+    decayed, free = ({name_of.pop(id(p)) for p in group["params"]} for group in optimizer.param_groups)
+    assert not name_of and free == undecayed_parameters(network, rule)
+    return decayed, free
 
 
 def endings(names: set[str]) -> set[str]:
@@ -157,6 +159,34 @@ def test_the_criterion_fits_the_targets(mixup, cutmix, minmax, smoothing):
     images, labels = batch(6)
     targets = mixing(images, labels)[1] if mixing else labels
     assert math.isfinite(criterion(torch.randn(6, 3), targets))
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.8])
+def test_binary_cross_entropy(mixup):
+    config = config_of("TRAIN.LOSS.NAME", "bce", "AUG.MIXUP", mixup, "AUG.CUTMIX", 0.0, "MODEL.NUM_CLASSES", 3)
+    mixing = build_mixing(config)
+    logits, (images, labels) = torch.randn(6, 3), batch(6)
+    on, off = 0.9 + 0.1 / 3, 0.1 / 3
+    targets = mixing(images, labels)[1] if mixing else labels
+    hard = torch.full((6, 3), off).scatter(1, labels[:, None], on) if mixing is None else targets
+    expected = nn.functional.binary_cross_entropy_with_logits(logits, hard)
+    torch.testing.assert_close(build_criterion(config, mixing)(logits, targets), expected)
+    config.TRAIN.LOSS.BCE_THRESHOLD, config.TRAIN.LOSS.BCE_SUM = 0.2, True
+    expected = nn.functional.binary_cross_entropy_with_logits(logits, (hard > 0.2).float(), reduction="sum") / 6
+    torch.testing.assert_close(build_criterion(config, mixing)(logits, targets), expected)
+
+
+def test_mixing_stops_at_its_epoch():
+    config = config_of("AUG.MIXUP_OFF_EPOCH", 2, "AUG.CUTMIX", 0.0, "MODEL.NUM_CLASSES", 3)
+    mixing = build_mixing(config)
+    prepare = mixing_until(config, mixing)
+    images, labels = batch(4)
+    for epoch, mixed in enumerate([True, True, False, False]):
+        prepare(epoch)
+        found, targets = mixing(images.clone(), labels)
+        assert torch.equal(found, images) != mixed
+        assert mixed or torch.equal(targets.argmax(1), labels), "the labels are smoothed all the same"
+    mixing_until(config_of(), None)(5)
 
 
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])

@@ -61,7 +61,7 @@ def test_every_vssm_key_reaches_the_constructor():
     config, _ = load_config()
     keys = set(config.MODEL.VSSM) - {"SSM_RANK_RATIO"}
     arguments = vssm_arguments(config)
-    assert len(arguments) == len(keys) + 4 and arguments["downsample_version"] == "v2" and arguments["dims"] == 96
+    assert len(arguments) == len(keys) + 5 and arguments["downsample_version"] == "v2" and arguments["dims"] == 96
 
 
 def test_timm_models_and_ours_by_name():

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from vmamba.errors import UserError, closest
+from vmamba.models.head_norm import norm_head
 
 VSSM_ARGUMENTS = {
     "PATCH_SIZE": "patch_size",
@@ -40,15 +41,16 @@ MODEL_TYPES = ("vssm", "timm")
 def model_from_config(config: Mapping[str, Any], **overrides: Any) -> nn.Module:
     """Return the network that a trainer configuration (yacs node or plain dict) describes.
 
+    ``MODEL.HEAD_NORM`` puts a batch norm before the last layer.
     ``MODEL.TYPE vssm`` builds `vmamba.models.vssm.VSSM` from ``MODEL.VSSM``; ``MODEL.TYPE timm`` builds the timm model
     called ``MODEL.NAME``, ours among them, with ``MODEL.TIMM`` as further arguments. `overrides` are constructor
     arguments that win. Raises `UserError` for an unknown type, model or argument.
     """
     kind = config["MODEL"]["TYPE"]
-    if kind == "vssm":
-        return _vssm(config, overrides)
-    if kind == "timm":
-        return _timm(config, overrides)
+    build = {"vssm": _vssm, "timm": _timm}.get(kind)
+    if build is not None:
+        network = build(config, overrides)
+        return norm_head(network) if config["MODEL"].get("HEAD_NORM") else network
     hint = closest(kind, MODEL_TYPES)
     raise UserError(f"MODEL.TYPE '{kind}' is unknown; it is one of {', '.join(MODEL_TYPES)}.{hint}")
 
@@ -66,6 +68,7 @@ def vssm_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     model = config["MODEL"]
     arguments = {argument: model["VSSM"][key] for key, argument in VSSM_ARGUMENTS.items() if key in model["VSSM"]}
     arguments["num_classes"] = model["NUM_CLASSES"]
+    arguments["drop_rate"] = model.get("DROP_RATE", 0.0)
     arguments["drop_path_rate"] = model["DROP_PATH_RATE"]
     arguments["use_checkpoint"] = bool(config.get("TRAIN", {}).get("USE_CHECKPOINT", False))
     arguments["imgsize"] = config["DATA"]["IMG_SIZE"]
