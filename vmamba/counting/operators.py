@@ -44,6 +44,10 @@ def _pooled_scan(args: Sequence[Any], result: Any) -> int:
     return scan_macs(batch * args[1][2], args[3][0], args[3][1], False) + skip
 
 
+def _mlp(args: Sequence[Any], result: Any) -> int:
+    return prod(args[0]) * args[1][0] + prod(result) * args[3][1]  # x [.., C], weight1 [F, C], weight2 [O, F]
+
+
 def _nothing(args: Sequence[Any], result: Any) -> int:
     return 0
 
@@ -56,7 +60,7 @@ OURS: dict[str, OperatorRule] = {
     "vmamba::pooled_scan": _pooled_scan,
     "vmamba::cross_scan": _nothing,
     "vmamba::cross_merge": _nothing,
-    "vmamba::bias_gelu": _nothing,
+    "vmamba::mlp": _mlp,
 }
 
 
