@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from vmamba_kernels import (
-    bias_gelu,
     causal_conv1d,
     cross_merge,
     cross_scan,
+    mlp,
     pooled_scan,
     scan_order,
     selective_scan,
@@ -108,8 +108,13 @@ def _ss2d(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
     return ss2d(*tensors.values(), backend=backend)
 
 
-def _bias_gelu(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
-    return bias_gelu(*tensors.values(), backend=backend)
+def _mlp_tensors() -> dict[str, Tensor]:
+    shapes = {"x": (7, 13), "weight1": (9, 13), "bias1": (9,), "weight2": (5, 9), "bias2": (5,)}
+    return {name: torch.randn(shape) for name, shape in shapes.items()}
+
+
+def _mlp(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
+    return mlp(*tensors.values(), backend=backend)
 
 
 def _ssd(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
@@ -126,11 +131,11 @@ def _pooled(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
 
 
 CASES: dict[str, tuple[Callable[[], dict[str, Tensor]], Case]] = {
-    "bias_gelu": (lambda: {"x": torch.randn(7, 13), "bias": torch.randn(13)}, _bias_gelu),
     "causal_conv1d": (_conv_tensors, _conv),
     "selective_scan": (_scan_tensors, _scan),
     "cross_scan": (lambda: {"x": torch.randn(2, 3, 5, 7)}, _round_trip),
     "ss2d": (_ss2d_tensors, _ss2d),
+    "mlp": (_mlp_tensors, _mlp),
     "ssd": (_ssd_tensors, _ssd),
     "pooled_scan": (_pooled_tensors, _pooled),
 }

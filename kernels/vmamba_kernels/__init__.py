@@ -3,7 +3,6 @@
 The functions are bound here at once, because each has the name of its own folder and must win over it.
 """
 
-from .bias_gelu import bias_gelu
 from .causal_conv1d import causal_conv1d
 from .cross_scan import (
     cross_merge,
@@ -14,19 +13,20 @@ from .cross_scan import (
     register_scan_order,
     scan_order,
 )
+from .mlp import mlp
 from .pooled_scan import pool_tokens, pooled_scan
 from .selective_scan import selective_scan, selective_scan_fn
 from .ss2d import ss2d
 from .ssd import selective_scan_chunk_fn, ssd
 
 __all__ = [
-    "bias_gelu",
     "causal_conv1d",
     "cross_merge",
     "cross_merge_fn",
     "cross_scan",
     "cross_scan_fn",
     "list_scan_orders",
+    "mlp",
     "pool_tokens",
     "pooled_scan",
     "register_scan_order",

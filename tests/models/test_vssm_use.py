@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 from vmamba.models import VSSM, Backbone, ForwardType
-from vmamba.models.layers import Mlp, PatchMerging
+from vmamba.models.block import VSSBlock
+from vmamba.models.layers import LayerNorm, LayerNorm2d, Mlp, PatchMerging
 
 NANO = dict(depths=(1, 1), dims=16, num_classes=10, ssm_d_state=1, norm_layer="ln2d", ssm_conv_bias=False)
 NANO |= dict(downsample_version="v3", patchembed_version="v2", drop_path_rate=0.0)
@@ -122,6 +123,34 @@ def test_drop_path_grows_linearly_over_all_blocks_and_is_off_in_eval() -> None:
     model.train()
     assert not torch.equal(model(x), model(x))
     assert [b.drop_path.drop_prob for b in VSSM(depths=(1,), dims=8, drop_path_rate=0.5).layers[0].blocks] == [0.0]
+
+
+@pytest.mark.parametrize("channel_first", [False, True])
+@pytest.mark.parametrize("rate", [0.0, 0.3, 0.999])
+def test_images_left_out_of_a_branch_change_no_number(
+    rate: float, channel_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norm = LayerNorm2d if channel_first else LayerNorm
+    block = VSSBlock(8, rate, norm, channel_first, ssm_d_state=1).train()
+    x = torch.randn(6, 5, 4, 8).permute(0, 3, 1, 2) if channel_first else torch.randn(6, 5, 4, 8)
+    sizes: list[int] = []
+    block.op.register_forward_hook(lambda module, args, y: sizes.append(len(y)))
+    results = []
+    for skips in (VSSBlock._skips_images, lambda self, x: False):
+        monkeypatch.setattr(VSSBlock, "_skips_images", skips)
+        for amp in (False, True):
+            torch.manual_seed(2)
+            leaf = x.clone().requires_grad_()
+            with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+                y = block(leaf)
+            grads = torch.autograd.grad(y.float().square().sum(), [leaf, *block.parameters()])
+            results.append((amp, [y, *grads]))
+    assert sizes[2:] == [6, 6] and (sizes[0] < 6) == (rate == 0.3)
+    for (amp, ours), (_, plain) in zip(results[:2], results[2:], strict=True):
+        tolerance = {"rtol": 0.05, "atol": 0.05 * float(plain[0].detach().abs().max())} if amp else {}
+        torch.testing.assert_close(ours[0], plain[0], **tolerance)
+        if not amp:
+            torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_checkpointing_gives_the_same_loss_and_gradients() -> None:

@@ -48,6 +48,10 @@ def _causal_conv1d(args: Sequence[Any], result: Any) -> int:
     return prod(result) * args[1][-1]  # y [B, G * C, L], weight [G, C, W]
 
 
+def _mlp(args: Sequence[Any], result: Any) -> int:
+    return prod(args[0]) * args[1][0] + prod(result) * args[3][1]  # x [.., C], weight1 [F, C], weight2 [O, F]
+
+
 def _nothing(args: Sequence[Any], result: Any) -> int:
     return 0
 
@@ -61,7 +65,7 @@ OURS: dict[str, OperatorRule] = {
     "vmamba::causal_conv1d": _causal_conv1d,
     "vmamba::cross_scan": _nothing,
     "vmamba::cross_merge": _nothing,
-    "vmamba::bias_gelu": _nothing,
+    "vmamba::mlp": _mlp,
 }
 
 

@@ -52,6 +52,7 @@ class VSSBlock(nn.Module):
         self.mlp_branch = mlp_ratio > 0
         self.use_checkpoint = use_checkpoint
         self.post_norm = post_norm
+        self.channel_first = channel_first
         if self.ssm_branch:
             self.norm = norm_layer(hidden_dim, **dd)
             options = parse_forward_type(forward_type)
@@ -83,12 +84,51 @@ class VSSBlock(nn.Module):
                 **dd,
             )
 
+    def _mixed(self, x: Tensor) -> Tensor:
+        return self.norm(self.op(x)) if self.post_norm else self.op(self.norm(x))
+
+    def _fed(self, x: Tensor) -> Tensor:
+        return self.norm2(self.mlp(x)) if self.post_norm else self.mlp(self.norm2(x))
+
     def _branches(self, x: Tensor) -> Tensor:
         if self.ssm_branch:
-            x = x + self.drop_path(self.norm(self.op(x)) if self.post_norm else self.op(self.norm(x)))
+            x = self._add(x, self._mixed)
         if self.mlp_branch:
-            x = x + self.drop_path(self.norm2(self.mlp(x)) if self.post_norm else self.mlp(self.norm2(x)))
+            x = self._add(x, self._fed)
         return x
+
+    def _add(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """x + DropPath(branch(x)); a CPU computes the branch of the images alone that DropPath would keep."""
+        if not self._skips_images(x):
+            return x + self.drop_path(branch(x))
+        keep = 1 - self.drop_path.drop_prob
+        mask = x.new_empty(x.shape[0]).bernoulli_(keep)  # drawn as DropPath draws it
+        kept = mask.nonzero().flatten()
+        if len(kept) == len(x):
+            return torch.add(x, branch(x), alpha=1 / keep)
+        if len(kept) == 0:  # a parameter without a gradient would stall distributed training
+            return x + branch(x) * 0
+        to_rows, back = ((0, 2, 3, 1), (0, 3, 1, 2)) if self.channel_first else ((0, 1, 2, 3), (0, 1, 2, 3))
+        rows = x.permute(to_rows)  # as they lie in memory
+        part = branch(rows.index_select(0, kept).permute(back)).permute(to_rows)
+        dtype = torch.promote_types(x.dtype, part.dtype)
+        return rows.to(dtype).index_add(0, kept, part.to(dtype), alpha=1 / keep).permute(back)
+
+    def _skips_images(self, x: Tensor) -> bool:
+        """Whether DropPath drops images that may be left out: no image looks at another, no graph or GPU waits."""
+        drop = self.drop_path
+        return (
+            self.training
+            and type(x) is Tensor
+            and type(drop) is DropPath
+            and 0 < drop.drop_prob < 1
+            and drop.scale_by_keep
+            and not drop._forward_hooks
+            and x.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()
+            and not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.modules())
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.use_checkpoint and torch.is_grad_enabled():

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from vmamba_kernels.bias_gelu import bias_gelu, bias_gelu_in_place, fuses
+from vmamba_kernels.mlp import fuses, mlp
 
 from ..errors import UserError, closest
 
@@ -104,29 +104,30 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.channel_first:
             x = x.permute(0, 2, 3, 1)
-        if self.gated:
+        if self._fuses(x):
+            x = mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+        elif self.gated:
             x, z = self.fc1(x).chunk(2, dim=-1)
-            x = x * self.act(z)
-        elif self._fuses(x):
-            x = F.linear(x, self.fc1.weight)
-            bias = self.fc1.bias
-            x = self.drop(bias_gelu(x, bias) if torch.is_grad_enabled() else bias_gelu_in_place(x, bias))
+            x = self.drop(self.fc2(x * self.act(z)))
         else:
-            x = self.drop(self.act(self.fc1(x)))
-        x = self.drop(self.fc2(x))
+            x = self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
         return x.permute(0, 3, 1, 2) if self.channel_first else x
 
     def _fuses(self, x: Tensor) -> bool:
-        """Whether one kernel may stand for fc1's bias and the GELU: plain layers, unhooked, run eagerly."""
-        fc1, act = self.fc1, self.act
-        hooks = (fc1._forward_hooks, fc1._forward_pre_hooks, act._forward_hooks, act._forward_pre_hooks)
+        """Whether one operator may stand for all of it: plain layers, unhooked, run eagerly."""
+        fc1, act, drop, fc2 = self.fc1, self.act, self.drop, self.fc2
         return (
-            (type(fc1), type(act), type(x), type(fc1.weight)) == (nn.Linear, nn.GELU, Tensor, nn.Parameter)
+            (type(fc1), type(act), type(drop), type(fc2)) == (nn.Linear, nn.GELU, nn.Identity, nn.Linear)
+            and (type(x), type(fc1.weight), type(fc2.weight)) == (Tensor, nn.Parameter, nn.Parameter)
             and act.approximate == "none"
-            and not any(hooks)
+            and not self.gated
+            and fc1.bias is not None
+            and fc2.bias is not None
+            and not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in (fc1, act, drop, fc2))
             and not torch.compiler.is_compiling()
             and not torch.jit.is_tracing()
             and x.dtype is fc1.weight.dtype
+            and x.dtype is fc2.weight.dtype
             and fuses(x.dtype, x.device.type)
             and not torch.is_autocast_enabled(x.device.type)
         )

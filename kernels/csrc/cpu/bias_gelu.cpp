@@ -45,8 +45,10 @@ void forward(const Tensor& x, const Tensor& bias, const Tensor& y) {
   torch::stable::parallel_for(0, args.tasks(), 1, [&](i64 begin, i64 end) { isa.forward(args, begin, end); });
 }
 
-void backward(const Tensor& dy, const Tensor& x, const Tensor& bias, const Tensor& dx, const Tensor& dbias) {
+void backward(const Tensor& dy, const Tensor& x, const Tensor& bias, const Tensor& dx, const Tensor& dbias,
+              const std::optional<Tensor>& y) {
   BiasGeluArgs args = arguments(x, bias);
+  if (y) args.y = numbers(*y, x, "y");
   args.dy = numbers(dy, x, "dy");
   args.to = numbers(dx, x, "dx");
   float* total = numbers(dbias, bias, "dbias");

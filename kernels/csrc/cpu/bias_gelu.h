@@ -27,12 +27,12 @@ VMAMBA_INLINE Vec normal_cdf(Vec v) {
 }
 
 // Below -5.55 the cdf is less than its rounding error, which a larger factor must not blow up.
-VMAMBA_INLINE Vec gelu(Vec v) { return max(Vec::set(-5.55f), v) * normal_cdf(v); }
+VMAMBA_INLINE Vec gelu(Vec v, Vec cdf) { return max(Vec::set(-5.55f), v) * cdf; }
 
-VMAMBA_INLINE Vec gelu_derivative(Vec v) {
+VMAMBA_INLINE Vec gelu_derivative(Vec v, Vec cdf) {
   Vec density[1] = {v * v * Vec::set(-0.7213475204f)};  // -v^2 / 2 * log2(e)
   exp2<false>(density);
-  return fma(v * Vec::set(0.3989422804f), density[0], normal_cdf(v));
+  return fma(v * Vec::set(0.3989422804f), density[0], cdf);
 }
 
 // Calls run(pointers to whole vectors, first channel, channels there) over a row; the last, partial vector goes through
@@ -64,7 +64,8 @@ void bias_gelu_forward(const BiasGeluArgs& a, i64 begin, i64 end) {
     const float* x = a.x + row * a.channels;
     float* y = a.to + row * a.channels;
     by_vectors(a.channels, [&](i64 c, i64 count) {
-      store_part(gelu(load_part(x + c, count) + load_part(a.bias + c, count)), y + c, count);
+      const Vec v = load_part(x + c, count) + load_part(a.bias + c, count);
+      store_part(gelu(v, normal_cdf(v)), y + c, count);
     });
   }
 }
@@ -77,11 +78,12 @@ void bias_gelu_backward(const BiasGeluArgs& a, i64 begin, i64 end) {
     const i64 last = first + a.rows_per_task < a.rows ? first + a.rows_per_task : a.rows;
     for (i64 row = first; row < last; ++row) {
       const float *x = a.x + row * a.channels, *dy = a.dy + row * a.channels;
-      float* dx = a.to + row * a.channels;
+      float *dx = a.to + row * a.channels, *y = a.y ? a.y + row * a.channels : nullptr;
       by_vectors(a.channels, [&](i64 c, i64 count) {
         const Vec v = load_part(x + c, count) + load_part(a.bias + c, count);
-        const Vec d = load_part(dy + c, count) * gelu_derivative(v);
+        const Vec cdf = normal_cdf(v), d = load_part(dy + c, count) * gelu_derivative(v, cdf);
         store_part(d, dx + c, count);
+        if (y) store_part(gelu(v, cdf), y + c, count);
         store_part(load_part(dbias + c, count) + d, dbias + c, count);
       });
     }

@@ -12,7 +12,8 @@ struct BiasGeluArgs {
   const float* x = nullptr;     // [rows, channels]
   const float* bias = nullptr;  // [channels]
   const float* dy = nullptr;    // [rows, channels]; backward
-  float* to = nullptr;          // [rows, channels]: y, which may be x, or dx
+  float* to = nullptr;          // [rows, channels]: y, which may be x, or dx, which may be dy
+  float* y = nullptr;           // [rows, channels]; backward: y once more, or absent
   float* dbias = nullptr;       // [tasks, channels]; backward: the sum over the rows of a task
 
   i64 tasks() const { return (rows + rows_per_task - 1) / rows_per_task; }

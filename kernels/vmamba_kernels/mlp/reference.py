@@ -1,0 +1,53 @@
+"""The MLP and its gradient as formulas; in float32 inside, float64 for float64.
+
+[..., C] input, F hidden and O output features; weights as torch.nn.Linear has them, [F, C] and [O, F].
+Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def _wide(*tensors: Tensor) -> list[Tensor]:
+    work = torch.float64 if tensors[0].dtype is torch.float64 else torch.float32
+    return [t.to(work) for t in tensors]
+
+
+def _cdf(v: Tensor) -> Tensor:
+    return 0.5 * (1 + torch.erf(v / math.sqrt(2)))
+
+
+def rows(x: Tensor) -> Tensor:
+    """x [..., C] as [rows, C]."""
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1])  # not -1, which nothing decides where C is 0
+
+
+def forward(
+    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, keep_hidden: bool
+) -> tuple[Tensor, Tensor]:
+    """y [..., O] in x's type; hidden [..., F], the first product without its bias, or no rows of it."""
+    x_, weight1_, bias1_, weight2_, bias2_ = _wide(x, weight1, bias1, weight2, bias2)
+    hidden = x_ @ weight1_.T
+    v = hidden + bias1_
+    y = (v * _cdf(v)) @ weight2_.T + bias2_
+    kept = hidden.to(x.dtype).contiguous() if keep_hidden else x.new_empty(0, weight1.shape[0])
+    return y.to(x.dtype).contiguous(), kept
+
+
+def backward(
+    dy: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, hidden: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dx [..., C] in x's type, and the gradients of weight1, bias1, weight2 and bias2 in theirs."""
+    dy_, x_, weight1_, bias1_, weight2_, hidden_ = _wide(dy, x, weight1, bias1, weight2, hidden)
+    v = hidden_ + bias1_
+    cdf, density = _cdf(v), torch.exp(-0.5 * v * v) / math.sqrt(2 * math.pi)
+    dv = rows((dy_ @ weight2_) * (cdf + v * density))
+    dweight1, dweight2 = dv.T @ rows(x_), rows(dy_).T @ rows(v * cdf)
+    dx = (dv @ weight1_).reshape(x.shape)
+    weights = (dweight1, dv.sum(0), dweight2, rows(dy_).sum(0))
+    dweight1, dbias1, dweight2, dbias2 = (w.to(weight1.dtype).contiguous() for w in weights)
+    return dx.to(x.dtype).contiguous(), dweight1, dbias1, dweight2, dbias2
