@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 from PIL import Image
 
@@ -134,6 +135,19 @@ def test_training_takes_the_next_good_image_and_keeps_the_batch(damaged):
         data = plain_data(damaged, "DATA.NUM_WORKERS", workers)
         assert numbers(data.train) == expected
         assert len(data.train.bad) == 3
+
+
+def test_an_epoch_entered_in_its_middle_takes_the_same_images(damaged):
+    augmented = ("AUG.ENABLE", True, "AUG.AUTO_AUGMENT", "none", "AUG.REPEATS", 2)
+    batches = plain_data(damaged, *augmented).train
+    batches.sampler.set_epoch(1)
+    whole = list(batches)
+    again = plain_data(damaged, *augmented, "DATA.NUM_WORKERS", 1).train
+    again.sampler.set_epoch(1, 1)
+    rest = list(again)
+    assert len(whole) == 3 and len(rest) == 2
+    for (images, labels), (expected, numbers_) in zip(rest, whole[1:]):
+        assert torch.equal(images, expected) and torch.equal(labels, numbers_)
 
 
 def test_labels_are_those_of_the_images_taken(damaged):
