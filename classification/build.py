@@ -38,7 +38,7 @@ def build_network(config: CfgNode, world: World, logger: logging.Logger) -> nn.M
     if world.rank == 0:
         logger.info(f"number of GFLOPs: {_gflops(config, network)}")
     if config.TRAIN.CHANNELS_LAST:
-        network = network.to(memory_format=torch.channels_last)
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         network.register_forward_pre_hook(_channels_last)
     return synchronised(config, network.to(world.device), world)
 

@@ -34,11 +34,11 @@ class Distillation:
         settings = config.DISTILL
         self.kind, self.alpha, self.tau = settings.TYPE, settings.ALPHA, settings.TAU
         self.teacher = teacher.eval().requires_grad_(False)
-        own_mean, own_std, mean, std = (
+        own_mean, own_std, its_mean, its_std = (
             torch.tensor(v)[:, None, None] for v in (config.DATA.MEAN, config.DATA.STD, mean, std)
         )
         # what the student's normalisation has made of an image, into what the teacher's would have
-        self._factor, self._shift = own_std / std, (own_mean - mean) / std
+        self._factor, self._shift = own_std / its_std, (own_mean - its_mean) / its_std
 
     def __call__(self, criterion: nn.Module, guess: Tensor, outputs: Any, targets: Tensor) -> Tensor:
         """Return the loss of a batch: `guess` of the teacher, `outputs` of the student, one or a pair; [B, classes]."""
@@ -47,8 +47,8 @@ class Distillation:
         if self.kind == "hard":
             taught = cross_entropy(student, guess.argmax(1))
         else:
-            softened = [(logits / self.tau).log_softmax(1) for logits in (student, guess)]
-            taught = kl_div(*softened, reduction="batchmean", log_target=True) * self.tau**2
+            softened, softened_guess = ((logits / self.tau).log_softmax(1) for logits in (student, guess))
+            taught = kl_div(softened, softened_guess, reduction="batchmean", log_target=True) * self.tau**2
         return (1 - self.alpha) * criterion(first.float(), targets) + self.alpha * taught
 
     @torch.no_grad()

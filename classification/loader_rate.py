@@ -60,7 +60,7 @@ def measure_epochs(data: Data, turns: int) -> Rate:
 def measure_decoding(data: Data, turns: int) -> Rate:
     """Return the rate of reading and decoding the training files alone."""
     assert data.train is not None
-    paths, rates = data.train.dataset.source.paths, []  # type: ignore[attr-defined]
+    paths, rates = data.train.dataset.source.paths, []  # type: ignore[union-attr]
     for _ in range(turns + 1):
         start = time.process_time()
         for path in paths:

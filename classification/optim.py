@@ -53,8 +53,9 @@ def parameter_groups(
     """
     exempt = undecayed_parameters(network, rule)
     if layer_decay != 1.0:
-        layers = {"layer_decay": layer_decay, "min_scale": least}
-        return param_groups_layer_decay(network, weight_decay, no_weight_decay_list=exempt, **layers)
+        return param_groups_layer_decay(
+            network, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay, min_scale=least
+        )
     trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
     decayed = [parameter for name, parameter in trained if name not in exempt]
     free = [parameter for name, parameter in trained if name in exempt]

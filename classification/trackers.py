@@ -133,7 +133,7 @@ class _MLflow:
 
 def open_trackers(folder: Path, config: CfgNode, start_epoch: int, logger: logging.Logger) -> list[Tracker]:
     """Return the trackers that the configuration asks for; the packages of the others are not imported."""
-    wanted = {
+    wanted: dict[str, tuple[Any, Callable[..., Backend]]] = {
         "TensorBoard": (config.TENSORBOARD, _TensorBoard),
         "Weights & Biases": (config.WANDB, _Wandb),
         "MLflow": (config.MLFLOW, _MLflow),

@@ -52,7 +52,9 @@ class FastVim(Vim):
             scaling_factor=scaling_factor,
             norm_after_scan=use_norm_after_ssm,
         )
-        super().__init__(*args, if_cls_token=False, final_pool_type=final_pool_type, _mixer=mixer, **kwargs)
+        super().__init__(  # type: ignore[misc]  # *args end before these
+            *args, if_cls_token=False, final_pool_type=final_pool_type, _mixer=mixer, **kwargs
+        )
         turned: list[Any] = list(self.layers)[1::2] if rotate_every_block else []
         for block in turned:
             block.swaps = (0, 1)

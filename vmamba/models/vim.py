@@ -166,7 +166,7 @@ class Vim(nn.Module):
         )
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         self.layers = nn.ModuleList(Block(embed_dim, mixer(embed_dim), norm, rate, **dd) for rate in rates)
-        self.norm_f = norm(embed_dim, **dd)
+        self.norm_f: nn.Module = norm(embed_dim, **dd)
         self.feature_info = [dict(num_chs=embed_dim, reduction=stride, module=f"layers.{i}") for i in range(depth)]
         self.init_weights(needs_reset=False)
 

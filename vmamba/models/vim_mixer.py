@@ -113,8 +113,10 @@ class VimMixer(nn.Module):
             if name.endswith("_log"):
                 states = torch.arange(1, self.d_state + 1, dtype=torch.float32, device=parameter.device)
                 parameter.copy_(states.log().expand_as(parameter))
+            elif name == "gamma" and self.init_layer_scale is not None:
+                parameter.fill_(self.init_layer_scale)
             else:
-                parameter.fill_(self.init_layer_scale if name == "gamma" else 1.0)
+                parameter.fill_(1.0)
         for layer in self.children():
             if isinstance(layer, nn.Linear) and layer.bias is not None:
                 nn.init.zeros_(layer.bias)
@@ -176,8 +178,8 @@ class VimMixer(nn.Module):
 
     def _recurrence(self) -> tuple[Tensor, Tensor, Tensor]:
         """A [G*E, N] of every direction, D [G*E] and the bias [G*E] of delta of those that have their own, float32."""
-        logs = [self.A_log] if self.bimamba_type == "none" else [self.A_log, self.A_b_log]
-        skips = [self.D, self.D_b] if self.bimamba_type == "v2" else [self.D]
+        logs: list[Tensor] = [self.A_log] if self.bimamba_type == "none" else [self.A_log, self.A_b_log]
+        skips: list[Tensor] = [self.D, self.D_b] if self.bimamba_type == "v2" else [self.D]
         bias = self._stacked("dt_proj", "bias").flatten()
         return -torch.exp(wide(torch.cat(logs))), wide(torch.cat(skips)), wide(bias)
 

@@ -77,8 +77,8 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def _backward(dy: Tensor, *arguments: Any) -> Gradients:
-    *tensors, states, order, channel_first, backend = arguments
-    inputs = Inputs(*tensors, order, channel_first)
+    x, x_dbl, dt_weight, A, D, delta_bias, states, order, channel_first, backend = arguments
+    inputs = Inputs(x, x_dbl, dt_weight, A, D, delta_bias, order, channel_first)
     device = inputs.x.device.type
     run = _implementations[backend or backend_for(inputs.x.dtype, device)].backward
     _, _, H, W = sizes(inputs.x, channel_first)

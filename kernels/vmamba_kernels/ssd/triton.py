@@ -107,9 +107,9 @@ class _Steps(NamedTuple):
 
 def _readable(inputs: Inputs) -> Inputs:
     """The inputs as the kernels read them."""
-    dense = {name: _dense(getattr(inputs, name)) for name in ("x", "B", "C", "A")}
+    x, B, C, A = (_dense(t) for t in (inputs.x, inputs.B, inputs.C, inputs.A))
     D, dt_bias = (None if t is None else t.contiguous() for t in (inputs.D, inputs.dt_bias))
-    return inputs._replace(**dense, D=D, dt_bias=dt_bias)
+    return inputs._replace(x=x, B=B, C=C, A=A, D=D, dt_bias=dt_bias)
 
 
 def _steps(inputs: Inputs, s: _Shape) -> _Steps:
