@@ -20,4 +20,7 @@ LOAD_BITS: dict[str, int] = {"ss2d_forward": 128, "ss2d_backward": 128}
 INSTRUCTIONS = {
     ("ss2d_forward", 1): ((98, 8), 190.0),
     ("ss2d_forward", 2): ((98, 8, 8 / 8), 450.0),
+    # The whole kernel by the 8 steps of a tile, the loop over pairs of states counted once.
+    ("ss2d_backward", 1): (8, 390.0),
+    ("ss2d_backward", 2): (8, 445.0),
 }

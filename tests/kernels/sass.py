@@ -87,17 +87,20 @@ class Function:
         holds = [n for n, instruction in enumerate(self.instructions) if instruction.opcode.startswith(opcode)]
         return [(a, b) for a, b in sorted(ends.items()) if any(a <= n <= b for n in holds)]
 
-    def instructions_per_position(self, positions: Sequence[float]) -> float:
+    def instructions_per_position(self, positions: Sequence[float] | float) -> float:
         """Static instructions of one thread per position, over the loops that hold an exponential (MUFU.EX2).
 
         `positions`: for each of those loops, by address, what one thread finishes in a turn of it. What belongs to a
         loop and to none of them inside it is divided by its positions, and the quotients are summed: whatever is laid
         out beside the usual path (other layouts and types, tails) counts as though it ran. Without such a loop it is
-        the whole kernel, divided by the one number given.
+        the whole kernel, divided by the one number given; and so it is where a number stands alone, for a kernel whose
+        loops the compiler has laid out across one another.
 
         Raises:
             ValueError: not one number for each loop.
         """
+        if not isinstance(positions, Sequence):
+            return len(self.instructions) / positions
         loops = self.loops("MUFU.EX2") or [(0, len(self.instructions) - 1)]
         if len(loops) != len(positions):
             found = ", ".join(f"{b - a + 1} instructions from {self.instructions[a].address:#x}" for a, b in loops)

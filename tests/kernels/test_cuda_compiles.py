@@ -124,6 +124,7 @@ def test_machine_code_is_read_right():
     assert (function.load_bits, function.store_bits, function.local_memory) == (128, 16, 0)
     assert function.loops("MUFU.EX2") == [(1, 6), (3, 4)]
     assert function.instructions_per_position((4, 2)) == 4 / 4 + 2 / 2
+    assert function.instructions_per_position(4) == 8 / 4
     with pytest.raises(ValueError, match="1 numbers for 2 loops with an exponential: 6 instructions from 0x10, 2"):
         function.instructions_per_position((4,))
     spilling = LISTING.replace("MUFU.EX2 R3, R4", "STL.64 [R1], R4")
