@@ -161,3 +161,11 @@ def processes_with(argument: str) -> list[str]:
         if argument.encode() in line:
             found.append(line.replace(b"\0", b" ").decode())
     return found
+
+
+def left_behind(argument: str, seconds: float = 60) -> list[str]:
+    """Return what `processes_with` still finds after so long; a loader looks every 5 seconds whether its run lives."""
+    deadline = time.monotonic() + seconds
+    while (found := processes_with(argument)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return found

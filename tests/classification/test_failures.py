@@ -14,7 +14,7 @@ from classification.checkpoint import drop_old
 from classification.progress import Layout
 from classification.sampler import SeededBatches
 from classification.world import World
-from tests.classification.runs import Ranks, finish, processes_with, run_ranks, start_process
+from tests.classification.runs import Ranks, finish, left_behind, run_ranks, start_process
 from vmamba.weights import load_checkpoint, newest_good_checkpoint, save_checkpoint
 
 TWO = {"DATA__BATCH_SIZE": 64, "SAVE_STEPS": 2, "TRAIN__EPOCHS": 2}
@@ -35,7 +35,7 @@ def test_the_death_of_a_process_ends_the_run_and_is_named(tiny_config, tmp_path,
     code, output = finish(process, timeout=120)
     assert code == 1 and "exitcode  : 17" in output, output
     assert "process 0 stops in epoch 0, step 5: process 1 (process id" in output and ") died; the last" in output
-    assert not processes_with(str(tmp_path))
+    assert not left_behind(str(tmp_path))
     assert newest_good_checkpoint(folder)[0] is not None
     codes, output = run_ranks(tmp_path, arguments, 2)
     assert codes == [0, 0] and "4 of 11 steps into the next" in output, output

@@ -11,7 +11,7 @@ import pytest
 
 from classification.stopping import Interrupted, Stopping
 from classification.world import World
-from tests.classification.runs import finish, processes_with, run_ranks, start_process
+from tests.classification.runs import finish, left_behind, run_ranks, start_process
 
 LONG = {"TRAIN__EPOCHS": 500, "DATA__BATCH_SIZE": 64, "DATA__NUM_WORKERS": 1, "PRINT_FREQ": 1}
 
@@ -52,7 +52,7 @@ def test_torchrun_passes_it_on_and_the_loaders_outlive_it(tiny_config, tmp_path,
     # torchrun itself: a traceback and 1, whatever its processes answer
     assert code == 1 and f"ended by {signum.name}, exit code {128 + signum}" in output, output
     assert len(list(folder.glob("ckpt*"))) == 1 and "_step_" in next(folder.glob("ckpt*")).name
-    assert "DataLoader worker" not in output and not processes_with(str(tmp_path))
+    assert "DataLoader worker" not in output and not left_behind(str(tmp_path))
 
 
 def test_handlers_are_put_back_and_an_ignored_hangup_stays_ignored():
