@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from vmamba_kernels.mlp import fuses, mlp
 
@@ -114,11 +115,16 @@ class Mlp(nn.Module):
         return x.permute(0, 3, 1, 2) if self.channel_first else x
 
     def _fuses(self, x: Tensor) -> bool:
-        """Whether one operator may stand for all of it: plain layers, unhooked, run eagerly."""
+        """Whether one operator may stand for all of it: plain layers, unhooked, run eagerly.
+
+        Fake tensors take it where gradients are wanted, so that what it remembers is counted; without them its scratch,
+        which no count sees, is most of its memory.
+        """
         fc1, act, drop, fc2 = self.fc1, self.act, self.drop, self.fc2
         return (
             (type(fc1), type(act), type(drop), type(fc2)) == (nn.Linear, nn.GELU, nn.Identity, nn.Linear)
-            and (type(x), type(fc1.weight), type(fc2.weight)) == (Tensor, nn.Parameter, nn.Parameter)
+            and (type(x) is Tensor or (type(x) is FakeTensor and torch.is_grad_enabled()))
+            and {type(fc1.weight), type(fc2.weight)} <= {nn.Parameter, FakeTensor}
             and act.approximate == "none"
             and not self.gated
             and fc1.bias is not None
