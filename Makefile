@@ -18,7 +18,7 @@ READY := native-in-place
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow kernel-gates lint docs bench gpu-check data doctor clean native-in-place
+.PHONY: help setup train test test-slow kernel-gates lint docs soak bench gpu-check data doctor clean native-in-place
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ test-slow: $(READY) ## what does not fit the budget of `make test`
 kernel-gates: $(READY) ## every check of the kernels that needs no GPU; what a missing tool skips is named at the end
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PY) -m pytest tests/kernels -n auto --dist worksteal -m "not gpu" $(ARGS)
 	PYTHONPATH=tests $(PY) -m kernels.print_gates
+
+soak: $(READY) ## end a small run of two processes 50 times, in every way, and compare its end with an unbroken one
+	OMP_NUM_THREADS=1 PYTHONPATH=.:kernels $(PY) -m tests.classification.soak $(ARGS)
 
 bench: $(READY) ## operators and networks against their peers, side by side, in about 35 minutes
 	$(PY) kernels/benchmarks/ss2d.py --device cpu --budget 420

@@ -92,7 +92,7 @@ def run(command: list[str]) -> None:
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode:
         print(answer.stderr, file=sys.stderr)
-        errors = [line for line in answer.stderr.splitlines() if "error" in line] or ["no message"]
+        errors = re.findall(r".*\b(?:error|fatal)\b.*", answer.stderr) or ["no message"]
         raise CannotBuild(f"{Path(command[0]).name} failed: {errors[0].strip()}")
 
 
@@ -187,6 +187,13 @@ def cuda_link_folders(torch: Path) -> list[str]:
     return [f"-L{torch / 'lib'}", f"-L{stand_in}"]
 
 
+def library_command(architectures: list[str], wanted: list[str]) -> list[str]:
+    """The command that compiles what the CUDA library knows of itself, its architectures among it."""
+    flags = ["-O2", "-std=c++17", "-fPIC", "-fvisibility=hidden"]
+    known = f'-DVMAMBA_CUDA_ARCHITECTURES="{" ".join(architectures)}"'
+    return [*cpp_compiler(), *flags, known, str(CSRC / "cuda" / "library.cpp"), *wanted]
+
+
 def build_cuda(library: Path) -> None:
     nvcc, torch, architectures = cuda_compiler(), torch_folder(), cuda_architectures()
     OBJECTS.mkdir(parents=True, exist_ok=True)
@@ -203,6 +210,8 @@ def build_cuda(library: Path) -> None:
     ]
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(run, commands))
+    objects.append(str(OBJECTS / "cuda_library.o"))
+    run(library_command(architectures, ["-c", "-o", objects[-1]]))
     libraries = [*cuda_link_folders(torch), "-ltorch_cpu", "-ltorch_cuda", "-ltorch", "-lc10"]
     run([nvcc, "-shared", "-cudart=static", *code_flags(architectures), *objects, *libraries, "-o", str(library)])
 

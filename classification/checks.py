@@ -64,6 +64,8 @@ _AT_LEAST = {
     "SAVE_FREQ": 1,
     "PRINT_FREQ": 1,
     "KEEP_CHECKPOINTS": 0,
+    "SAVE_STEPS": 0,
+    "TIMEOUT": 1,
 }
 _AT_MOST = {"MODEL.VSSM.SSM_D_STATE": 256}
 _SHARES = (

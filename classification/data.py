@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 from classification.rng import borrowed_seed
 from classification.sampler import SeededBatches
 from classification.sources import ImageSource, open_source
+from classification.stopping import leave_signals_to_the_main_process
 from classification.transforms import needs_colour, split_transform, train_transform
 from classification.world import World
 from vmamba.errors import UserError
@@ -70,11 +71,15 @@ def _as_is(batch):
 
 
 class Batches:
-    """A loader that yields (images, labels) and turns an unreadable image into a one-line error."""
+    """A loader that yields (images, labels) and turns an unreadable image into a one-line error.
+
+    Once `enough` answers true, on this process alone, there is no further batch.
+    """
 
     def __init__(self, dataset: Images, batches: SeededBatches, config: CfgNode, keep_workers: bool) -> None:
         workers = config.DATA.NUM_WORKERS
         self.dataset, self.sampler = dataset, batches
+        self.enough: Callable[[], bool] = lambda: False
         self._loader = DataLoader(
             dataset,
             batch_sampler=batches,
@@ -82,6 +87,7 @@ class Batches:
             num_workers=workers,
             pin_memory=config.DATA.PIN_MEMORY and batches.world.device.type == "cuda",
             persistent_workers=keep_workers and workers > 0,
+            worker_init_fn=leave_signals_to_the_main_process,
             # its own generator: starting an epoch must not draw from the global one
             generator=torch.Generator().manual_seed(0),
         )
@@ -91,6 +97,8 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for batch in self._loader:
+            if self.enough():
+                break
             if isinstance(batch, BadImage):
                 raise UserError(f"cannot read the image {batch.name}: {batch.reason}; repair or remove it")
             yield batch

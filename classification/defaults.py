@@ -169,6 +169,8 @@ _DEFAULTS: dict = {
     "DEVICE": "auto",
     "MEMORY_LIMIT_RATE": -1.0,
     "KEEP_CHECKPOINTS": 3,
+    "SAVE_STEPS": 0,
+    "TIMEOUT": 1800.0,
     "TENSORBOARD": True,
 }
 

@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.table import Table
 from yacs.config import CfgNode
 
-from classification.checkpoint import Progress, resume, save_epoch
+from classification.checkpoint import LAST, Checkpoints, resume
 from classification.data import Data
 from classification.meters import Clock, memory_megabytes
 from classification.optim import images_per_update
+from classification.progress import Progress
 from classification.schedule import present_rate
 from classification.train import Trainer, forward_backward, update
 from classification.world import World
@@ -55,7 +56,7 @@ def dry_run(trainer: Trainer, data: Data, per_epoch: int, folder: Path, console:
     assert data.train is not None
     rates = planned_rates(trainer, per_epoch)
     loading, seconds = _one_update(trainer, data)
-    size = _round_trip(trainer, data, per_epoch, folder)
+    size = _round_trip(trainer, data, folder)
     if trainer.world.first:
         console.print(_plan(trainer, data, per_epoch, rates, loading, seconds, size))
 
@@ -96,16 +97,18 @@ def _one_update(trainer: Trainer, data: Data) -> tuple[float, float]:
     return loading / window, (computing + clock.lap()) / window
 
 
-def _round_trip(trainer: Trainer, data: Data, per_epoch: int, folder: Path) -> int:
+def _round_trip(trainer: Trainer, data: Data, folder: Path) -> int:
     """Write a checkpoint, read it back into the trainer, and return its bytes."""
+    assert data.train is not None
     before = {key: value.clone() for key, value in trainer.network.state_dict().items()}
-    save_epoch(trainer, Progress(epoch=1), data.classes, folder)
-    file = folder / "ckpt_epoch_0.pth"
-    resume(trainer, file, per_epoch)
+    checkpoints = Checkpoints(trainer, Progress(epoch=1), data.train, data.classes, folder)
+    if not checkpoints.save():
+        raise UserError(f"no checkpoint can be written: {checkpoints.missed}")
+    resume(trainer, folder / LAST, data.train)
     for key, value in trainer.network.state_dict().items():
         if not torch.equal(value, before[key]):
             raise UserError(f"{key} is not the same after a checkpoint was written and read; do not train on this disk")
-    return file.stat().st_size
+    return (folder / LAST).stat().st_size
 
 
 def _plan(

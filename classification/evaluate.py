@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,10 +34,12 @@ def evaluate(
     world: World,
     logger: logging.Logger,
     print_freq: int = 10,
+    on_counted: Callable[[], None] = lambda: None,
 ) -> Score:
     """Return the `Score` of `network`, the same on every process.
 
-    With fewer than five classes, top-5 counts all of them. The network is left in evaluation mode.
+    With fewer than five classes, top-5 counts all of them. The network is left in evaluation mode. `on_counted` is
+    called when all processes have counted their images, and may raise: where the batches of one were cut short.
     """
     network.eval()
     world.sync_buffers(network)
@@ -59,6 +62,7 @@ def evaluate(
                 f"Mem {memory_megabytes(world.device):.0f}MB"
             )
     totals = world.sum(totals.to(world.device)).cpu()
+    on_counted()
     right1, right5, loss, images_seen = totals.tolist()
     score = Score(100 * right1 / images_seen, 100 * right5 / images_seen, loss / images_seen, int(images_seen))
     logger.info(f" * Acc@1 {score.top1:.3f} Acc@5 {score.top5:.3f}")

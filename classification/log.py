@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -29,6 +30,14 @@ class _ConsoleHandler(logging.Handler):
             sys.stdout.flush()
 
 
+class _FileHandler(logging.FileHandler):
+    """Leaves out what a full disk refuses; the console has it, and a traceback for each line would bury it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def create_logger(name: str, rank: int, folder: Path | None, console: Console) -> logging.Logger:
     """Return the logger of this process: every rank writes its file, the first one also writes to the console.
 
@@ -44,7 +53,7 @@ def create_logger(name: str, rank: int, folder: Path | None, console: Console) -
         logger.addHandler(handler)
     if folder is not None:
         path = folder / f"log_rank{rank}.txt"
-        file = logging.FileHandler(path, mode="a", encoding="utf-8", errors="backslashreplace")
+        file = _FileHandler(path, mode="a", encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter(_FORMAT, _DATES))
         logger.addHandler(file)
     return logger
@@ -53,7 +62,8 @@ def create_logger(name: str, rank: int, folder: Path | None, console: Console) -
 def close_logger(logger: logging.Logger) -> None:
     """Close the files of `logger`."""
     for handler in logger.handlers[:]:
-        handler.close()
+        with suppress(OSError):  # a full disk
+            handler.close()
         logger.removeHandler(handler)
 
 

@@ -14,19 +14,22 @@ from yacs.config import CfgNode
 
 from classification.arguments import parse
 from classification.build import build_network, build_trainer, load_pretrained, updates_per_epoch
-from classification.checkpoint import BEST, Progress, find_resume, resume, save_best, save_epoch
+from classification.checkpoint import BEST, Checkpoints, find_resume, resume
 from classification.checks import ignored_settings, overruled_by_resume
 from classification.config import as_yaml
 from classification.curves import draw_curves
 from classification.data import Data, build_data
 from classification.dry_run import dry_run, scratch_folder
 from classification.evaluate import Score, evaluate
+from classification.failures import explained
 from classification.finetuning import fetch_weights
 from classification.log import Bar, close_logger, create_logger
 from classification.parallel import whole_on_every_process
+from classification.progress import EpochSoFar, Progress
 from classification.records import Records
 from classification.rng import seed_everything
 from classification.run_folder import open_run_folder, write_settings
+from classification.stopping import Interrupted
 from classification.throughput import measure_throughput, measure_training_cost
 from classification.train import Trainer, TrainingStopped, train_one_epoch
 from classification.world import World, start_world
@@ -35,12 +38,12 @@ from vmamba.host_memory import keep_freed_memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for and return the exit code."""
+    """Run what the command line asks for and return the exit code: 0, 1 (training cannot go on), or a signal's."""
     config, stated = parse(argv)
     keep_freed_memory()
     console = Console(file=sys.stdout)
     with (
-        start_world(config.DEVICE, config.MEMORY_LIMIT_RATE) as world,
+        start_world(config.DEVICE, config.MEMORY_LIMIT_RATE, config.TIMEOUT) as world,
         scratch_folder(config, world) if config.DRY_RUN else open_run_folder(config, world) as folder,
     ):
         logger = create_logger(config.MODEL.NAME, world.rank, folder, console)
@@ -48,9 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             run(config, stated, world, folder, logger, console)
         except TrainingStopped as error:
             logger.error(str(error))
+            if not world.first:  # whose log lines go to a file alone
+                print(f"error: {error}", file=sys.stderr, flush=True)
             return 1
+        except Interrupted as stop:
+            logger.warning(f"ended by {stop}, exit code {stop.code}; the same command goes on from here")
+            return stop.code
         except KeyboardInterrupt:
-            logger.error("interrupted; the same command goes on after the last epoch checkpoint")
+            logger.error("interrupted; the same command goes on after the last checkpoint")
             return 130
         finally:
             close_logger(logger)
@@ -97,14 +105,19 @@ def start(trainer: Trainer, data: Data, folder: Path) -> Progress:
         write_settings(config, folder)
     logger.debug(as_yaml(config))
     if checkpoint is not None:
-        return resume(trainer, checkpoint, updates_per_epoch(config, data))
+        assert data.train is not None
+        return resume(trainer, checkpoint, data.train)
     trainer.updates = config.TRAIN.START_EPOCH * updates_per_epoch(config, data)
     trainer.schedule.step_update(trainer.updates)
     return Progress(epoch=config.TRAIN.START_EPOCH)
 
 
 def train(trainer: Trainer, data: Data, progress: Progress, folder: Path, console: Console) -> None:
-    """Train the epochs that are left; after each one evaluate, record and save; at the end say where everything is."""
+    """Train the epochs that are left; after each one evaluate, record and save; at the end say where everything is.
+
+    Raises `Interrupted`, after a checkpoint, when a signal asks for the end, and `TrainingStopped` when the run cannot
+    go on or its last checkpoint could not be written.
+    """
     assert data.train is not None
     config, world, logger = trainer.config, trainer.world, trainer.logger
     steps, began = len(data.train), time.monotonic()
@@ -112,37 +125,60 @@ def train(trainer: Trainer, data: Data, progress: Progress, folder: Path, consol
         logger.info(f"all {config.TRAIN.EPOCHS} epochs are done; --tag NAME starts another run, --epochs N trains on")
         evaluate_all(trainer, data)
     records = Records(folder, progress.epoch, config.TENSORBOARD, logger) if world.first else None
-    with Bar(console, config.TRAIN.EPOCHS * steps, progress.epoch * steps, visible=world.first) as bar:
-        for epoch in range(progress.epoch, config.TRAIN.EPOCHS):
-            summary = train_one_epoch(trainer, data.train, epoch, bar.step)
-            score, score_ema = evaluate_all(trainer, data)
-            trainer.schedule.step(epoch + 1, score.top1)  # moves `plateau` alone
-            better = take_scores(progress, epoch, score, score_ema, logger)
-            if records is not None:
-                records.add(_row(epoch, summary, score, score_ema))
-            if better:
-                save_best(trainer, progress, data.classes, folder)
-            if epoch % config.SAVE_FREQ == 0 or epoch == config.TRAIN.EPOCHS - 1:
-                save_epoch(trainer, progress, data.classes, folder)
+    checkpoints = Checkpoints(trainer, progress, data.train, data.classes, folder)
+    data.held_out.enough = lambda: trainer.stopping.requested > 0
+    done = progress.epoch * steps + trainer.so_far.step
+    with (
+        trainer.stopping,
+        explained(trainer, progress),
+        Bar(console, config.TRAIN.EPOCHS * steps, done, visible=world.first) as bar,
+    ):
+        try:
+            for epoch in range(progress.epoch, config.TRAIN.EPOCHS):
+                summary = train_one_epoch(trainer, data.train, epoch, bar.step, checkpoints.after_update)
+                score, score_ema = evaluate_all(trainer, data)
+                trainer.schedule.step(epoch + 1, score.top1)  # moves `plateau` alone
+                better = take_scores(progress, epoch, score, score_ema, logger)
+                trainer.so_far = EpochSoFar()
+                if records is not None:
+                    records.add(_row(epoch, summary, score, score_ema))
+                if better:
+                    checkpoints.save_best()
+                if checkpoints.due(epoch):
+                    checkpoints.save()
+        except Interrupted as stop:
+            if not checkpoints.save():
+                raise TrainingStopped(f"{stop} ends the run, and {checkpoints.missed}") from None
+            raise
     logger.info(f"Training time {datetime.timedelta(seconds=int(time.monotonic() - began))}")
     if records is not None:
         records.close()
         logger.info(f"best accuracy {progress.best:.2f}%")
         logger.info(f"checkpoint {folder / BEST}")
-        logger.info(f"curves     {draw_curves(folder)}")
+        logger.info(f"curves     {_drawn(folder)}")
         logger.info(f"log        {folder / 'log_rank0.txt'}")
+    if checkpoints.missed:
+        raise TrainingStopped(f"all epochs are trained, but not all is on the disk: {checkpoints.missed}")
 
 
 def evaluate_all(trainer: Trainer, data: Data) -> tuple[Score, Score | None]:
     """Return the scores of the weights and of their average, logged in the published form."""
-    config, logger = trainer.config, trainer.logger
+    config, world, logger = trainer.config, trainer.world, trainer.logger
     networks = {"": trainer.network}
     if trainer.average is not None:
-        networks[" ema"] = trainer.average.on(trainer.world.device)
+        networks[" ema"] = trainer.average.on(world.device)
     scores = []
     for label, network in networks.items():
         with whole_on_every_process(network):
-            score = evaluate(network, data.held_out, trainer.precision, trainer.world, logger, config.PRINT_FREQ)
+            score = evaluate(
+                network,
+                data.held_out,
+                trainer.precision,
+                world,
+                logger,
+                config.PRINT_FREQ,
+                on_counted=lambda: trainer.stopping.check(world),
+            )
         logger.info(f"Accuracy of the network{label} on the {score.images} test images: {score.top1:.1f}%")
         scores.append(score)
     return scores[0], scores[1] if len(scores) > 1 else None
@@ -175,6 +211,13 @@ def load_for_evaluation(trainer: Trainer, folder: Path) -> None:
         source = str(found)
     config.MODEL.PRETRAINED = source
     load_pretrained(config, trainer)
+
+
+def _drawn(folder: Path) -> str:
+    try:
+        return str(draw_curves(folder))
+    except OSError as error:
+        return f"cannot be drawn: {error.strerror}"
 
 
 def _row(epoch: int, summary, score: Score, score_ema: Score | None) -> dict:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,11 +56,17 @@ def _make(folder: Path) -> None:
 
 
 def _lock_and_clean(folder: Path) -> int:
+    """Return the locked file. The lock is this process's alone: no child inherits it, and it ends with the process."""
     lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.read(lock, 200).decode(errors="replace").strip() or "another run"
         os.close(lock)
-        raise UserError(f"another run is writing to {folder}; wait for it, or choose another --tag") from None
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise UserError(f"{holder} is writing to {folder}; wait for it, or choose another --tag") from None
+        raise UserError(f"cannot lock {folder}: {error.strerror}; choose another --output") from None
+    os.ftruncate(lock, 0)
+    os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     remove_leftovers(folder)
     return lock

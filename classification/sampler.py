@@ -15,21 +15,25 @@ class SeededBatches(Sampler):
     """Batches of one process, each a list ``[seed, index, index, ...]``.
 
     The seed depends on (run seed, epoch, rank, batch number) alone: neither on how many workers load the data nor on
-    what was loaded before, so an epoch can be repeated exactly.
+    what was loaded before. So an epoch can be repeated exactly, and entered at any batch without loading those before
+    it: workers have no random state of their own that a checkpoint would have to hold.
     """
 
     def __init__(self, size: int, batch_size: int, world: World, seed: int, train: bool) -> None:
         self.batch_size, self.world, self.seed, self.train = batch_size, world, seed, train
-        self.epoch = 0
+        self.epoch = self.start = 0
         self._size = size
         indices = TensorDataset(torch.arange(size))
         self._order: DistributedSampler = DistributedSampler(
             indices, world.size, world.rank, shuffle=True, seed=seed, drop_last=True
         )
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the seeds of this epoch; training only."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the order and the seeds of this epoch, entered at batch number `start`; training only.
+
+        The length stays that of the whole epoch.
+        """
+        self.epoch, self.start = epoch, start
         self._order.set_epoch(epoch)
 
     def __len__(self) -> int:
@@ -38,7 +42,7 @@ class SeededBatches(Sampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         indices = list(self._order) if self.train else self._mine()
-        for number in range(len(self)):
+        for number in range(self.start, len(self)):
             start = number * self.batch_size
             yield [self._batch_seed(number), *indices[start : start + self.batch_size]]
 

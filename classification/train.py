@@ -22,7 +22,9 @@ from classification.meters import Clock, Meter, memory_megabytes
 from classification.mixing import AnySizeMixup
 from classification.parallel import without_synchronising
 from classification.precision import Precision
+from classification.progress import EpochSoFar
 from classification.schedule import present_rate
+from classification.stopping import Stopping
 from classification.world import World
 
 
@@ -46,7 +48,9 @@ class Trainer:
     average: Average | None
     logger: logging.Logger
     updates: int = 0
-    nonfinite_in_a_row: int = field(default=0)
+    nonfinite_in_a_row: int = 0
+    so_far: EpochSoFar = field(default_factory=EpochSoFar)
+    stopping: Stopping = field(default_factory=Stopping)
     distillation: Distillation | None = None
     each_epoch: list[Callable[[int], None]] = field(default_factory=list)
 
@@ -72,36 +76,45 @@ def window_of(step: int, steps: int, accumulation: int) -> tuple[int, bool]:
     return size, step == start + size - 1
 
 
-def train_one_epoch(trainer: Trainer, batches: Batches, epoch: int, on_step: Callable[[str], None]) -> EpochSummary:
-    """Train one epoch and return its `EpochSummary`; after each step `on_step` gets a text for the progress bar."""
-    config, steps = trainer.config, len(batches)
-    batches.sampler.set_epoch(epoch)
+def train_one_epoch(
+    trainer: Trainer,
+    batches: Batches,
+    epoch: int,
+    on_step: Callable[[str], None],
+    on_update: Callable[[], None] = lambda: None,
+) -> EpochSummary:
+    """Train what `trainer.so_far` leaves of an epoch and return the `EpochSummary` of all of it.
+
+    After each step `on_step` gets a text for the progress bar; after each update the trainer is in a state to be saved,
+    and `on_update` is called. Raises `Interrupted` there when the processes have agreed to end.
+    """
+    config, steps, so_far = trainer.config, len(batches), trainer.so_far
+    batches.sampler.set_epoch(epoch, so_far.step)
     trainer.model.train()
     for prepare in trainer.each_epoch:
         prepare(epoch)
     trainer.optimizer.zero_grad()
-    losses, norms, times, data_times, model_times = (Meter() for _ in range(5))
-    clock, epoch_clock = Clock(), Clock()
+    times, data_times, model_times = (Meter() for _ in range(3))
+    clock, window_clock = Clock(), Clock()
     finite = torch.ones((), device=trainer.world.device)
-    lr = present_rate(trainer.optimizer)
     scale = trainer.precision.scale
-    seen = 0
 
-    for step, (images, labels) in enumerate(batches):
+    for step, (images, labels) in enumerate(batches, start=so_far.step):
         data_times.update(clock.lap())
         size, closes = window_of(step, steps, config.TRAIN.ACCUMULATION_STEPS)
         loss = forward_backward(trainer, images, labels, size, synchronise=closes)
         finite = finite * torch.isfinite(loss)
-        seen += len(labels)
+        so_far.seen += len(labels)
         if closes:
-            lr, scale = present_rate(trainer.optimizer), trainer.precision.scale
+            so_far.lr, scale = present_rate(trainer.optimizer), trainer.precision.scale
             norm = update(trainer, finite, epoch, step)
             if norm is not None:
-                norms.update(norm)
+                so_far.norms.update(norm)
             finite = torch.ones_like(finite)
         value = loss.item()
         if math.isfinite(value):
-            losses.update(value, len(labels))
+            so_far.losses.update(value, len(labels))
+        so_far.step = step + 1
         model_times.update(clock.lap())
         times.update(data_times.val + model_times.val)
         if step % config.PRINT_FREQ == 0:
@@ -109,15 +122,22 @@ def train_one_epoch(trainer: Trainer, batches: Batches, epoch: int, on_step: Cal
             decay = trainer.optimizer.param_groups[0]["weight_decay"]
             trainer.logger.info(
                 f"Train: [{epoch}/{config.TRAIN.EPOCHS}][{step}/{steps}]\t"
-                f"eta {left} lr {lr:.6f}\t wd {decay:.4f}\t"
+                f"eta {left} lr {so_far.lr:.6f}\t wd {decay:.4f}\t"
                 f"time {times.text()}\tdata time {data_times.text()}\tmodel time {model_times.text()}\t"
-                f"loss {losses.text()}\tgrad_norm {norms.text()}\tloss_scale {scale:.4f} ({scale:.4f})\t"
+                f"loss {so_far.losses.text()}\tgrad_norm {so_far.norms.text()}\t"
+                f"loss_scale {scale:.4f} ({scale:.4f})\t"
                 f"mem {memory_megabytes(trainer.world.device):.0f}MB"
             )
-        on_step(f"epoch {epoch} loss {losses.avg:.3f} {seen * trainer.world.size / max(times.sum, 1e-9):.0f} img/s")
-    seconds = epoch_clock.lap()
-    trainer.logger.info(f"EPOCH {epoch} training takes {datetime.timedelta(seconds=int(seconds))}")
-    return EpochSummary(losses.avg, norms.avg, lr, seconds, seen * trainer.world.size / seconds)
+        rate = len(labels) * trainer.world.size / max(times.avg, 1e-9)
+        on_step(f"epoch {epoch} loss {so_far.losses.avg:.3f} {rate:.0f} img/s")
+        if closes:
+            so_far.seconds += window_clock.lap()
+            on_update()
+            window_clock.lap()  # a save is no training time
+            trainer.stopping.obey()
+    trainer.logger.info(f"EPOCH {epoch} training takes {datetime.timedelta(seconds=int(so_far.seconds))}")
+    rate = so_far.seen * trainer.world.size / max(so_far.seconds, 1e-9)
+    return EpochSummary(so_far.losses.avg, so_far.norms.avg, so_far.lr, so_far.seconds, rate)
 
 
 def forward_backward(trainer: Trainer, images: Tensor, labels: Tensor, window: int, synchronise: bool) -> Tensor:
@@ -144,6 +164,7 @@ def update(trainer: Trainer, finite: Tensor, epoch: int, step: int) -> float | N
 
     A loss that is not finite on one process skips the update on all; so does a gradient that is not finite, unless
     float16 scaling handles it. Nothing but the schedule moves then. Raises `TrainingStopped` after too many in a row.
+    The one question to all processes also carries the signals that ask for an end, see `Stopping`.
     """
     scaler, train = trainer.precision.scaler, trainer.config.TRAIN
     scaler.unscale_(trainer.optimizer)
@@ -151,7 +172,10 @@ def update(trainer: Trainer, finite: Tensor, epoch: int, step: int) -> float | N
     bad = finite == 0
     if not scaler.is_enabled():
         bad = bad | ~torch.isfinite(norm)
-    skipped = trainer.world.any(bad)
+    requested = torch.full_like(norm, trainer.stopping.requested)
+    highest_bad, highest_signal = trainer.world.highest(torch.stack([bad.to(norm.dtype), requested]))
+    trainer.stopping.agreed = int(highest_signal)
+    skipped = bool(highest_bad)
     if skipped:
         _count_nonfinite(trainer, epoch, step)
         if scaler.is_enabled():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -19,11 +21,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """One process among `size`; `size` is 1 where torchrun did not start us."""
+    """One process among `size`; `size` is 1 where torchrun did not start us. `peers` are (host, process id) by rank."""
 
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")
+    peers: tuple[tuple[str, int], ...] = ()
 
     @property
     def first(self) -> bool:
@@ -36,12 +39,12 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def any(self, flag: torch.Tensor) -> bool:
-        """Return True on every process when `flag` is true on one."""
-        flag = flag.to(torch.float32)
+    def highest(self, values: torch.Tensor) -> list[float]:
+        """Return the highest of each of `values` over all processes."""
+        values = values.to(torch.float32)
         if self.size > 1:
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag.item())
+            dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return values.tolist()
 
     def gather(self, value: Any) -> list[Any]:
         """Return the `value` of every process, by rank."""
@@ -77,16 +80,19 @@ class World:
 
 
 @contextmanager
-def start_world(device: str = "auto", memory_share: float = -1.0) -> Iterator[World]:
+def start_world(device: str = "auto", memory_share: float = -1.0, timeout: float = 1800.0) -> Iterator[World]:
     """Yield the `World` of this process, and leave the process group at the end.
 
     torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK) decides; without it there is one process. The GPU is chosen by
-    LOCAL_RANK; on CPU the processes talk through gloo.
+    LOCAL_RANK; on CPU the processes talk through gloo. A process that answers the others no more within `timeout`
+    seconds is an error on them.
     """
     rank, size, local_rank = _environment("RANK", 0), _environment("WORLD_SIZE", 1), _environment("LOCAL_RANK", 0)
     world = World(rank, size, _choose_device(device, local_rank, memory_share))
     if size > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+        world = replace(world, peers=tuple(world.gather((socket.gethostname(), os.getpid()))))
     try:
         yield world
     finally:

@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -249,6 +250,7 @@ def grouped(tests: list[str], slow: bool) -> dict[str, list[str]]:
 def pytest_outcome(check: Check, name: str, selected: list[str], marks: str, limit: float) -> Outcome:
     """Run some tests, and count them from pytest's own record."""
     record = check.out / "logs" / f"{name}.xml"
+    record.unlink(missing_ok=True)  # an earlier run's, if this one is cut
     threads = str(max(1, (os.cpu_count() or 1) // check.jobs))
     command = [*PYTEST, f"--junitxml={record}", "-m", marks, *selected]
     outcome = check.run(name, command, limit, OMP_NUM_THREADS=threads)
@@ -334,6 +336,8 @@ def benchmark(check: Check, each: Benchmark, options: str) -> Outcome:
     name = f"benchmark_{each.name}"
     kept = ["--json", str(check.out / f"{each.name}.json")]
     kept += ["--plot", str(check.out / f"{each.name}.png")] if each.plot else []
+    for path in kept[1::2]:
+        Path(path).unlink(missing_ok=True)
     command = [str(BENCHMARKS / f"{each.command}.py"), "--device", check.device, *options.split(), *kept]
     outcome = check.run(name, command, each.limit)
     skips = Counter(line.split("skipped:")[-1].strip()[:100] for line in check.log(name) if "skipped:" in line)
@@ -347,6 +351,7 @@ def training(check: Check) -> Iterator[Outcome]:
     if why:
         yield Outcome("training", "skipped", detail=f"{why}; the tests of tests/models train without the trainer")
         return
+    shutil.rmtree(check.out / "training", ignore_errors=True)  # an earlier run would be resumed at its end
     command = ["-m", "classification", "--cfg", DIGITS, "--output", str(check.out / "training")]
     trial = "TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0 MODEL.VSSM.DEPTHS [1,1] MODEL.VSSM.EMBED_DIM 8 DATA.NUM_WORKERS 0"
     outcome = check.run("training", [*command, *(["--opts", *trial.split()] if check.device == "cpu" else [])], 120)

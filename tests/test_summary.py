@@ -55,6 +55,13 @@ def test_the_stages_of_a_model(capsys):
     assert found["classifier"] == "1x1000"
 
 
+def test_the_type_and_the_device_are_told(capsys):
+    digits = str(ROOT / "configs" / "classification" / "vmamba_digits.yaml")
+    assert "in float32 with" in printed(capsys, digits)
+    text = " ".join(printed(capsys, digits, "--device", "cuda", "--dtype", "bfloat16").split())
+    assert "in bfloat16 with the operators that this machine chooses for cuda" in text
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_file_describes_the_trainers_model(path):
     config, _ = load_config(path)
@@ -109,6 +116,7 @@ def test_bad_files(tmp_path, capsys, text, words):
         (["vmamba_tiny_s1l8", "--batch", "0"], "--batch 0: give at least 1"),
         (["vanilla_vmamba_tiny", "--size", "3"], "does not run on images (1, 3, 3, 3)"),
         (["resnet18", "--sise", "3"], "Did you mean '--size'"),
+        (["resnet18", "--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
     ],
 )
 def test_bad_words(capsys, argv, words):

@@ -19,6 +19,7 @@ from vmamba import features, predict
 from vmamba.class_names import described, imagenet_names
 from vmamba.errors import UserError
 from vmamba.gradient_pictures import class_gradient, overlay, receptive_field
+from vmamba.import_times import seconds
 from vmamba.models.from_config import model_from_config
 from vmamba.models.vssm import VSSM
 from vmamba.weights import CheckpointError, save_checkpoint
@@ -194,13 +195,26 @@ def test_gradients_point_where_the_network_looks():
     assert picture.size == (16, 16) and picture.getpixel((0, 0))[0] == 255 and picture.getpixel((9, 9))[0] < 130
 
 
+def brought_by(imported: str, before: str) -> set[str]:
+    """The modules that an import brings into a fresh process, after that of `before`."""
+    code = f"import sys, {before}; before = set(sys.modules); import {imported}; print(*set(sys.modules) - before)"
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PATH": ""}
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    return set(answer.stdout.split())
+
+
 def test_importing_vmamba_is_light():
-    code = "import sys, torch; before = set(sys.modules); import vmamba; print(sorted(set(sys.modules) - before))"
-    answer = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PATH": ""},
-    )
-    assert answer.stdout.strip() == "['vmamba']"
+    assert brought_by("vmamba", "torch") == {"vmamba"}
+
+
+def test_the_operators_bring_no_compiler_and_no_library_of_models():
+    heavy = {"triton", "torch._dynamo", "torch._inductor", "timm", "torchvision", "mmengine"}
+    brought = brought_by("vmamba_kernels", "torch")
+    assert "vmamba_kernels.ss2d" in brought and not heavy & brought
+
+
+def test_the_time_of_an_import_is_that_of_a_fresh_process(tmp_path, monkeypatch):
+    (tmp_path / "slow_one.py").write_text("import time\ntime.sleep(0.2)\n")
+    (tmp_path / "first.py").write_text("import time\ntime.sleep(0.2)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert 0.2 <= seconds("slow_one", "first", rounds=1) and seconds("first", "first", rounds=1) < 0.2

@@ -1,4 +1,4 @@
-"""The argument parser of every command here: what is wrong is one line, with the nearest flag."""
+"""How every command here reads its words: what is wrong is one line, with the nearest flag."""
 
 from __future__ import annotations
 
@@ -46,3 +46,11 @@ def _spelling(word: str, known: list[str]) -> str:
         if name.replace("_", "-") == flag.replace("_", "-"):
             return name + equals + value
     return word
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return (height, width) of "224" or "224x320"; `UserError` for anything else."""
+    words = text.lower().split("x")
+    if not 1 <= len(words) <= 2 or not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise UserError(f"--size {text}: give a positive number of pixels, or HEIGHTxWIDTH such as 224x320")
+    return int(words[0]), int(words[-1])

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from vmamba import __version__
 from vmamba.command_line import Parser
 from vmamba.errors import exit_on_user_error
+from vmamba.import_times import import_times
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "timm", "safetensors", "yacs", "mmengine", "mmdet")
 
@@ -46,6 +47,16 @@ def devices() -> list[tuple[str, str]]:
     return rows
 
 
+def misfits() -> list[str]:
+    """Return what the compiled CUDA library has no code for, a line with the remedy for each such device."""
+    import torch
+
+    from vmamba_kernels import native
+
+    found = [native.cuda_misfit(torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())]
+    return [f"cuda:{index}: {why}" for index, why in enumerate(found) if why]
+
+
 def backends() -> tuple[Sequence[tuple[str, ...]], list[str]]:
     """Return (operator, device, backend, error against the reference, why not another), and the backends that err."""
     import torch
@@ -56,7 +67,9 @@ def backends() -> tuple[Sequence[tuple[str, ...]], list[str]]:
     rows, wrong = [], []
     for operator, device, backend, reason in native.explain():
         checked = "not checked, no such device"
-        if device == "cpu" or torch.cuda.is_available():
+        if backend == "cuda" and misfits():
+            checked = "refuses a GPU"
+        elif device == "cpu" or torch.cuda.is_available():
             error = largest_error(operator, device)
             checked = f"error {error:.0e}"
             if not error < TOLERANCE:
@@ -95,6 +108,7 @@ def _table(title: str, rows: Sequence[tuple[str, ...]]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m vmamba.doctor", description=__doc__)
     parser.add_argument("--brief", action="store_true", help="only one line per operator and device")
+    parser.add_argument("--imports", action="store_true", help="also time the imports, in fresh processes")
     arguments = parser.parse(argv)
     if not arguments.brief:
         print(_table("Versions", versions()))
@@ -105,11 +119,16 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     if not arguments.brief:
         print(_table("Devices", devices()))
+    if arguments.imports:
+        print(_table("Imports", import_times()))
     rows, wrong = backends()
     print(_table("Backends", rows))
+    refused = misfits()
+    for line in refused:
+        print(line)
     if wrong:
         print(f"WRONG RESULTS from {', '.join(wrong)}: set VMAMBA_BUILD=off, install again, and report this page")
-    return 1 if wrong else 0
+    return 1 if wrong or refused else 0
 
 
 if __name__ == "__main__":

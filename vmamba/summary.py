@@ -9,15 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from vmamba.command_line import Parser
+from vmamba.command_line import Parser, parse_size
 from vmamba.counting import Activations, Count, activation_memory, count_model
 from vmamba.errors import UserError, closest, exit_on_user_error
 
 _METHOD = """\
 FLOPs are multiply-accumulates (MACs) of a forward in evaluation, by the rules of vmamba.counting.
 Activation memory: every storage of a forward on fake tensors, followed from birth to death, in {dtype} with the
-operators that this machine chooses, dropout off. Inference: the most alive at once. Training: what a forward leaves
-alive for the backward. Not in it: weights, their gradients, the optimizer, and workspaces inside a kernel."""
+operators that this machine chooses for {device}, dropout off. Inference: the most alive at once. Training: what a
+forward leaves alive for the backward. Not in it: weights, their gradients, the optimizer, and workspaces inside a
+kernel."""
+
+DTYPES = ("float32", "bfloat16", "float16")
+DEVICES = ("cpu", "cuda")
 
 
 def build_on_meta(target: str, size: tuple[int, int] | None = None) -> tuple[nn.Module, tuple[int, int]]:
@@ -58,13 +62,14 @@ def _by_name(name: str, size: tuple[int, int] | None) -> tuple[nn.Module, tuple[
         raise UserError(f"{name} cannot be built here: {error}") from error
 
 
-def summary(model: nn.Module, size: int | tuple[int, int] = 224, batch: int = 1) -> str:
+def summary(model: nn.Module, size: int | tuple[int, int] = 224, batch: int = 1, device: str = "cpu") -> str:
     """Return a table of a model's parts (shape, parameters, FLOPs), its totals, and its activation memory.
 
-    Nothing is computed: any model on any device, "meta" too. Raises `UserError` where it does not run at that size.
+    Nothing is computed: any model on any device; one on "meta" is taken to be on `device`, "cpu" or "cuda", which need
+    not be there. Raises `UserError` where it does not run at that size.
     """
     count = count_model(model, size, batch)
-    memory = activation_memory(model, size, batch)
+    memory = activation_memory(model, size, batch, device)
     rows = [("input", _shape(count.image), "", "")]
     rest = [count.parameters, count.macs]
     for name in parts(model):
@@ -78,9 +83,8 @@ def summary(model: nn.Module, size: int | tuple[int, int] = 224, batch: int = 1)
     if any(n > 0 for n in rest):
         rows.append(("other", "", f"{rest[0]:,}", f"{rest[1] / batch / 1e9:.6f}"))
     table = _table([("part", "output", "parameters", "GFLOPs"), *rows])
-    return "\n".join(
-        [f"{type(model).__name__}, {batch} x {_shape(count.image[1:])}", "", *table, "", *_totals(count, memory, model)]
-    )
+    title = f"{type(model).__name__}, {batch} x {_shape(count.image[1:])}"
+    return "\n".join([title, "", *table, "", *_totals(count, memory, model, device)])
 
 
 def parts(model: nn.Module) -> list[str]:
@@ -101,8 +105,9 @@ def parts(model: nn.Module) -> list[str]:
     return [name for child, module in model.named_children() for name in opened(child, module)] or [""]
 
 
-def _totals(count: Count, memory: Activations, model: nn.Module) -> list[str]:
-    dtype = next((str(p.dtype).removeprefix("torch.") for p in model.parameters()), "float32")
+def _totals(count: Count, memory: Activations, model: nn.Module, device: str) -> list[str]:
+    first = next(model.parameters(), torch.empty(0))
+    dtype, place = str(first.dtype).removeprefix("torch."), device if first.is_meta else first.device.type
     frozen = "" if count.trainable == count.parameters else f" ({count.trainable:,} trainable)"
     lines = [
         f"parameters             {count.parameters:,}{frozen}",
@@ -110,7 +115,7 @@ def _totals(count: Count, memory: Activations, model: nn.Module) -> list[str]:
         f"activations, inference {_megabytes(memory.inference)} for a batch of {count.batch}",
         f"activations, training  {_megabytes(memory.training)} for a batch of {count.batch}",
         "",
-        *_METHOD.format(dtype=dtype).splitlines(),
+        *_METHOD.format(dtype=dtype, device=place).splitlines(),
     ]
     if count.uncovered:
         names = ", ".join(
@@ -137,14 +142,6 @@ def _table(rows: list[tuple[str, ...]]) -> list[str]:
     return lines
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Return (height, width) of "224" or "224x320"; `UserError` for anything else."""
-    words = text.lower().split("x")
-    if not 1 <= len(words) <= 2 or not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise UserError(f"--size {text}: give a positive number of pixels, or HEIGHTxWIDTH such as 224x320")
-    return int(words[0]), int(words[-1])
-
-
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m vmamba.summary", description=__doc__)
@@ -153,11 +150,15 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--size", metavar="HxW", help="image size, such as 224 or 224x320 (default: the model's own)")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="images at once (default 1)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights and images (default float32)")
+    parser.add_argument(
+        "--device", choices=DEVICES, default="cpu", help="where to count activations; it need not be here (default cpu)"
+    )
     arguments = parser.parse(argv)
     if arguments.batch < 1:
         raise UserError(f"--batch {arguments.batch}: give at least 1")
     model, size = build_on_meta(arguments.model, parse_size(arguments.size) if arguments.size else None)
-    print(summary(model, size, arguments.batch))
+    print(summary(model.to(getattr(torch, arguments.dtype)), size, arguments.batch, arguments.device))
     return 0
 
 

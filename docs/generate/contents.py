@@ -8,7 +8,7 @@ DOCS = Path(__file__).resolve().parents[1]
 # "Use" takes the pages that no part names, "Kernels" those of the folder kernels, in alphabetical order.
 PARTS = {
     "Start": ["install", "quickstart", "troubleshooting"],
-    "Models": ["zoo", "models", "forward_types", "architecture", "weights"],
+    "Models": ["zoo", "models", "vim_fastvim", "forward_types", "architecture", "weights"],
     "Use": ["training", "recipes"],
     "Kernels": ["kernels", "benchmarks"],
     "Reference": ["api/vmamba", "api/models", "api/weights", "api/kernels"],

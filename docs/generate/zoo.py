@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import timm
+import torch
+
 from docs.generate.markdown import code, table
 from docs.generate.meta_models import meta_model, parameters, published_names
+from vmamba.models import VARIANTS, model_names
 from vmamba.weights.released import (
     CLASSIFICATION,
     DETECTION,
+    FURTHER,
+    PRE_TRAINING,
     RELEASED,
     SEGMENTATION,
     Released,
@@ -53,9 +59,26 @@ def classifiers() -> str:
     return table(["name", "published as", "parameters", "GMACs", "top-1", "top-5", "release"], rows)
 
 
+def vims() -> str:
+    """Return the table of the models of the Vim family: size, published accuracy, and its file."""
+    rows = []
+    for name in model_names():
+        if name in VARIANTS:
+            continue
+        with torch.device("meta"):
+            count = parameters(timm.create_model(name))
+        paper = str(timm.model_entrypoint(name).__doc__).partition(",")[0]
+        entry = released_classifier(name)
+        scores = (
+            [entry.score, entry.second or "", entry.recipe, code(entry.file)] if entry else ["", "", "", "no weights"]
+        )
+        rows.append([code(name), paper, f"{count:,}", *scores])
+    return table(["name", "published as", "parameters", "top-1", "top-5", "data", "file"], rows)
+
+
 def files() -> str:
-    """Return the table of the released ImageNet checkpoints."""
-    entries = [entry for entry in RELEASED if entry.task == CLASSIFICATION]
+    """Return the table of the released checkpoints of classifiers and autoencoders."""
+    entries = [entry for entry in RELEASED if entry.task in (CLASSIFICATION, PRE_TRAINING, FURTHER)]
     rows = ([code(e.model), _link(e), e.tensors, "the average" if e.averaged else "the model"] for e in entries)
     return table(["model", "file", "tensors", "weights of"], rows)
 

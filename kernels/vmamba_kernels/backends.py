@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from typing import TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., object])
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,16 @@ def names(operator: str) -> list[str]:
 def registered(operator: str) -> tuple[Backend, ...]:
     """The backends of an operator, the preferred first."""
     return tuple(_backends[operator])
+
+
+def constant_in_graphs(function: Function) -> Function:
+    """`function`, whose result a graph takes as it was when it was traced.
+
+    The mark is that of torch.compiler.assume_constant_result, which imports torch._dynamo, and with it Triton, for more
+    than a second. Where PyTorch does not know the mark, it traces the function, and guards what it reads.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def choose(operator: str, device: str) -> tuple[Backend, list[tuple[str, str]]]:

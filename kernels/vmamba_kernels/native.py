@@ -88,14 +88,27 @@ def asked_once(op: str) -> Callable[[str], str]:
     return missing
 
 
-@cache
-def _cpu_symbols() -> ctypes.CDLL:
-    library = load("cpu")
+def _symbols(name: str) -> ctypes.CDLL:
+    library = load(name)
     if not library.loaded:
         raise RuntimeError(library.reason)
-    symbols = ctypes.CDLL(os.fspath(library.path()))
+    return ctypes.CDLL(os.fspath(library.path()))
+
+
+@cache
+def _cpu_symbols() -> ctypes.CDLL:
+    symbols = _symbols("cpu")
     symbols.vmamba_cpu_isa.restype = ctypes.c_char_p
     symbols.vmamba_use_cpu_isa.argtypes = [ctypes.c_char_p]
+    return symbols
+
+
+@cache
+def _cuda_symbols() -> ctypes.CDLL:
+    symbols = _symbols("cuda")
+    symbols.vmamba_cuda_misfit.restype = ctypes.c_char_p
+    symbols.vmamba_cuda_misfit.argtypes = [ctypes.c_int, ctypes.c_int]
+    symbols.vmamba_cuda_use_atomics.argtypes = [ctypes.c_int]
     return symbols
 
 
@@ -122,6 +135,31 @@ def use_cpu_isa(name: str) -> Iterator[None]:
         yield
     finally:
         symbols.vmamba_use_cpu_isa(before)
+
+
+def cuda_misfit(capability: tuple[int, int]) -> str:
+    """Why the CUDA library has no code for a GPU of that compute capability, with the remedy; "" if it has.
+
+    The operators raise a RuntimeError of these words before they launch anything there. "" too without the library.
+    """
+    why = _cuda_symbols().vmamba_cuda_misfit(*capability) if load("cuda").loaded else None
+    return why.decode() if why else ""
+
+
+@contextmanager
+def use_cuda_atomics(wanted: bool = True) -> Iterator[None]:
+    """Let the CUDA backwards of the whole process add what thread blocks share by atomics for a while.
+
+    They then need less memory, and results vary by rounding from run to run. Without it, sums are made in two stages of
+    a fixed order. The environment variable VMAMBA_CUDA_ATOMICS=1 is the same from the start. RuntimeError, with the
+    remedy, if the CUDA library is absent.
+    """
+    symbols = _cuda_symbols()
+    before = symbols.vmamba_cuda_use_atomics(wanted)
+    try:
+        yield
+    finally:
+        symbols.vmamba_cuda_use_atomics(before)
 
 
 def explain() -> list[Row]:

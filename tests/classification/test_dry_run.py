@@ -7,6 +7,7 @@ import re
 import pytest
 
 from classification import checkpoint, dry_run
+from vmamba.errors import UserError
 
 
 def test_a_dry_run_prints_the_plan_and_leaves_nothing_behind(tiny_config, run_main, tmp_path):
@@ -67,10 +68,11 @@ def test_a_disk_that_gives_back_something_else_is_named(tiny_config, run_main, m
     assert code == 2 and "is not the same after a checkpoint was written and read" in errors
 
     def full(*_):
-        raise checkpoint.UserError("no space left")
+        raise UserError("no space left")
 
-    monkeypatch.setattr(dry_run, "save_epoch", full)
-    assert run_main("--cfg", tiny_config(), "--dry-run")[0] == 2
+    monkeypatch.setattr(checkpoint, "save_checkpoint", full)
+    code, _, errors = run_main("--cfg", tiny_config(), "--dry-run")
+    assert code == 2 and "no checkpoint can be written: no space left" in errors
 
 
 def test_training_cost_needs_no_data(tiny_config, run_main):

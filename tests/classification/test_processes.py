@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
-from tests.classification.runs import finish, start_process, write_images
+from tests.classification.runs import finish, processes_with, start_process, write_images
 from vmamba.weights import load_checkpoint
 
 
@@ -46,25 +45,12 @@ def test_world_size_may_change_on_resume(uneven, tmp_path):
     assert "Train: [1/2][0/6]" in output and "Train: [0/2]" not in output
 
 
-def running_with(argument: str) -> list[str]:
-    """The command lines of this machine's processes that name `argument`."""
-    found = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = file.read_bytes()
-        except OSError:  # it ended meanwhile
-            continue
-        if argument.encode() in line:
-            found.append(line.replace(b"\0", b" ").decode())
-    return found
-
-
 def test_a_decision_of_the_first_process_fails_on_all_and_leaves_none_behind(uneven, tmp_path):
     arguments = ["--cfg", uneven, "--output", tmp_path / "out", "--resume", tmp_path / "absent.pth"]
     process = start_process(arguments, processes=2)
-    assert running_with(str(tmp_path / "absent.pth"))
+    assert processes_with(str(tmp_path / "absent.pth"))
     code, output = finish(process, timeout=120)
     # torchrun ends the others as soon as one has failed, perhaps before they have printed: one line or two.
     lines = [line for line in output.splitlines() if "error: there is no checkpoint" in line]
     assert code != 0 and len(lines) in (1, 2), output
-    assert not running_with(str(tmp_path / "absent.pth"))
+    assert not processes_with(str(tmp_path / "absent.pth"))

@@ -1,72 +1,66 @@
-"""Interrupted runs: killed anywhere, continued from the last epoch checkpoint, the same weights bit for bit."""
+"""Interrupted runs: ended anywhere, continued from the newest good checkpoint, the same weights bit for bit."""
 
 from __future__ import annotations
 
 import signal
-import time
-from pathlib import Path
 
 import pytest
-import torch
 
-from classification.records import read_metrics
-from tests.classification.runs import finish, start_process
+from tests.classification import soak
+from tests.classification.runs import run_ranks
+from tests.classification.same_end import differences, states_equal
 from vmamba.weights import load_checkpoint, save_checkpoint
 
-
-def states_equal(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(states_equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(states_equal, a, b))
-    return a == b
-
-
-def wait_for(process, path: Path, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, f"{path} did not appear"
-        time.sleep(0.01)
-
-
 RUN = {
-    "TRAIN__EPOCHS": 4,
+    "TRAIN__EPOCHS": 3,
     "TRAIN__ACCUMULATION_STEPS": 2,
     "KEEP_CHECKPOINTS": 0,
     "DATA__BATCH_SIZE": 128,
+    "DATA__NUM_WORKERS": 2,
+    "AUG__AUTO_AUGMENT": "rand-m9-mstd0.5-inc1",
     "EMA__WARMUP": True,
 }
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_run_ends_with_the_same_bits(tiny_config, tmp_path, processes):
-    """SIGKILL some time after the second epoch's checkpoint; mixup, erasing, drop path and EMA are on."""
-    config = tiny_config(**RUN)
-    whole = start_process(["--cfg", config, "--output", tmp_path / "whole"], processes)
-    code, output = finish(whole)
-    assert code == 0, output
-    broken = start_process(["--cfg", config, "--output", tmp_path / "broken"], processes)
+def test_a_run_interrupted_anywhere_ends_with_the_same_bits(tiny_config, tmp_path, processes):
+    """RandAugment, erasing, mixup, drop path, accumulation, EMA and loader workers are on.
+
+    Broken inside an epoch by SIGTERM to the last process, in an evaluation by SIGUSR1, inside an epoch by SIGKILL.
+    """
+    config, last = tiny_config(**RUN), processes - 1
+    assert run_ranks(tmp_path, ["--cfg", config, "--output", tmp_path / "whole"], processes)[0] == [0] * processes
+    broken = ["--cfg", config, "--output", tmp_path / "broken"]
     folder = tmp_path / "broken" / "tiny" / "default"
-    wait_for(broken, folder / "ckpt_epoch_1.pth")
-    time.sleep(0.3)
-    broken.send_signal(signal.SIGKILL if processes == 1 else signal.SIGTERM)
-    broken.communicate(timeout=60)
-    assert broken.returncode != 0 and not (folder / "ckpt_epoch_3.pth").exists()
+
+    codes, output = run_ranks(
+        tmp_path, broken, processes, {"do": "signal", "rank": last, "at": 4, "signals": ["SIGTERM"]}
+    )
+    assert codes == [143] * processes and "ended by SIGTERM, exit code 143" in output, output
+    place = {1: "ckpt_epoch_0_step_10.pth", 2: "ckpt_epoch_1_step_4.pth"}[processes]
+    assert (folder / place).exists() and (folder / place).samefile(folder / "last.pth")
+
+    codes, output = run_ranks(tmp_path, broken, processes, {"do": "signal", "rank": last, "signals": ["SIGUSR1"]})
+    assert codes == [75] * processes and "resumed" in output, output
+    place = {1: "ckpt_epoch_0_step_11.pth", 2: "ckpt_epoch_1_step_5.pth"}[processes]
+    assert (folder / place).exists()
+
+    fault = {"do": "signal", "rank": 0, "at": 2, "signals": ["SIGKILL"]}
+    saving = [*broken, "--workers", 1, "--opts", "SAVE_STEPS", 2]
+    codes, output = run_ranks(tmp_path, saving, processes, fault)
+    assert codes == [-9, 1][:processes] and "EPOCH" in output, output
     (folder / ".ckpt_epoch_2.pth.tmp-1").write_bytes(b"left over")
-    code, output = finish(start_process(["--cfg", config, "--output", tmp_path / "broken"], processes))
-    assert code == 0 and "resumed" in output and "Train: [1/4]" not in output, output
-    assert not list(folder.glob(".*.tmp-*"))
-    expected, found = (load_checkpoint(tmp_path / run / "tiny" / "default" / "last.pth") for run in ("whole", "broken"))
-    for key in ("model", "model_ema", "optimizer", "lr_scheduler", "rng", "max_accuracy", "max_accuracy_ema", "epoch"):
-        assert states_equal(expected[key], found[key]), key
-    rows = [read_metrics(tmp_path / run / "tiny" / "default" / "metrics.csv") for run in ("whole", "broken")]
-    timeless = [
-        [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in r] for r in rows
-    ]
-    assert timeless[0] == timeless[1] and len(timeless[0]) == 4
+
+    codes, output = run_ranks(tmp_path, broken, processes)
+    assert codes == [0] * processes and "steps into the next" in output and "Train: [0/3]" not in output, output
+    assert not list(folder.glob(".*.tmp-*")) and not list(folder.glob("*.damaged"))
+    assert differences(tmp_path / "whole" / "tiny" / "default", folder) == []
+
+
+def test_three_random_faults_and_the_same_end(capsys):
+    """The short form of `make soak`."""
+    assert soak.main(["--faults", "3"]) == 0
+    assert "3 faults" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -166,25 +160,10 @@ def test_another_model_or_optimizer_cannot_be_resumed(three_epochs, run_main):
 
 def test_a_kill_between_writing_and_renaming_keeps_the_run(three_epochs, tmp_path):
     """The process dies inside the save of epoch 3; the next start continues after epoch 2 and leaves no tmp file."""
-    import os
-
     config, folder = three_epochs
-    child = os.fork()
-    if child == 0:
-        rename = os.replace
-
-        def killing(source, target):
-            if Path(target).name == "ckpt_epoch_3.pth":
-                os.kill(os.getpid(), signal.SIGKILL)
-            rename(source, target)
-
-        os.replace = killing
-        from classification.main import main
-
-        main(["--cfg", str(config), "--output", str(tmp_path / "out"), "--epochs", "4"])
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WTERMSIG(status) == signal.SIGKILL and list(folder.glob(".ckpt_epoch_3.pth.tmp-*"))
-    code, output = finish(start_process(["--cfg", config, "--output", tmp_path / "out", "--epochs", 4]))
-    assert code == 0 and "resumed" in output and "after epoch 2" in output
+    arguments = ["--cfg", config, "--output", tmp_path / "out", "--epochs", 4]
+    codes, _ = run_ranks(tmp_path, arguments, 1, {"do": "kill in save", "file": "ckpt_epoch_3.pth"})
+    assert codes == [-signal.SIGKILL] and list(folder.glob(".ckpt_epoch_3.pth.tmp-*"))
+    codes, output = run_ranks(tmp_path, arguments)
+    assert codes == [0] and "resumed" in output and "after epoch 2" in output
     assert not list(folder.glob(".*.tmp-*")) and load_checkpoint(folder / "last.pth")["epoch"] == 3

@@ -164,6 +164,15 @@ def test_training_memory_is_what_autograd_keeps(kwargs):
     assert activation_memory(model, (64, 48), 2).training == saved_bytes(model, x)
 
 
+def test_memory_on_a_device_that_is_not_here():
+    """A GPU's kernels keep a state every 32 steps, the CPU's every 64: 32 more of 4 x 32 x 16 for 2048 positions."""
+    model = VSSM(**{**SMALL, "depths": (1,), "dims": (16,), "ssm_d_state": 16}, device="meta")
+    cpu, cuda = (activation_memory(model, (128, 256), 1, device) for device in ("cpu", "cuda"))
+    states = (2048 // 32 - 2048 // 64) * 4 * 32 * 16 * 4
+    assert cuda.training - cpu.training == states and cuda.inference >= cpu.inference
+    assert all(p.is_meta for p in model.parameters())
+
+
 def test_memory_of_a_chain_by_hand():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid(), nn.Conv2d(4, 2, 1))
     memory = activation_memory(model, 10, batch=3)

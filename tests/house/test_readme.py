@@ -102,7 +102,7 @@ def test_block_runs(language, text, visitor):
 
 def test_the_table_of_models_is_right():
     rows = re.findall(r"^\| `(\w+)` \|[^|]*\| ([\d.]+) M \|", README, re.MULTILINE)
-    assert sorted(name for name, _ in rows) == sorted(vmamba.list_models())
+    assert set(vmamba.list_models("*vmamba*")) <= {name for name, _ in rows} <= set(vmamba.list_models())
     for name, millions in rows:
         with torch.device("meta"):
             model = timm.create_model(name)

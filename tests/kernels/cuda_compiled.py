@@ -12,6 +12,7 @@ that of its __global__ function without namespace; its number the first integer 
                   `sass.Function.instructions_per_position` says in the instance for bfloat16 (or the only one), on
                   sm_90; optional
     SPILLS        kernels that may spill; optional
+    ATOMICS       kernels that hold atomics, for callers who ask for them; optional
 
 `make test` compiles cuda_sample.cu, and holds it to the ceilings of the kernels that it names.
 """

@@ -17,6 +17,7 @@ CEILINGS = {
 NEWER = {("scan_forward", 1): 120, ("scan_forward", 4): 168, ("scan_forward", 16): 168}
 CEILINGS_OF = {"sm_100": NEWER, "sm_120": NEWER}
 INSTANCES = 26
+ATOMICS = ("scan_backward",)
 LOAD_BITS = {"scan_forward": 128, "scan_backward": 128}
 STORE_BITS = {"scan_forward": 128, "scan_backward": 128}
 # Loops: windows of 32 steps, 8 steps. Backward: windows, 8 steps of dt, then 32 steps of 1 or 2 states at a time; at 16

@@ -12,6 +12,7 @@ CEILINGS: dict[tuple[str, int], int] = {
     ("ss2d_reduce_weights", 0): 48,
 }
 INSTANCES = 8
+ATOMICS = ("ss2d_backward",)
 # Positions are read four at a time.
 LOAD_BITS: dict[str, int] = {"ss2d_forward": 128, "ss2d_backward": 128}
 # A turn of the loop over directions at 98 steps to a thread (L = 784 in 8 slots), of that over tiles, and at 16 states

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .cuda_registers_ss2d import ATOMICS as ATOMICS
 from .cuda_registers_ss2d import CEILINGS as CEILINGS
 from .cuda_registers_ss2d import INSTANCES as INSTANCES
 from .cuda_registers_ss2d import LOAD_BITS as LOAD_BITS

@@ -15,7 +15,7 @@ def main() -> None:
     g = torch.Generator().manual_seed(0)
     for states, length, channels, ratio, last in (
         (1, 49, 40, 1, False), (1, 70, 97, 1, True), (1, 33, 12, 3, True),
-        (3, 67, 33, 1, False), (16, 40, 36, 1, True), (17, 35, 6, 2, False),
+        (3, 67, 33, 1, False), (16, 40, 36, 1, True), (17, 35, 6, 2, False), (1, 37, 130, 1, True),
     ):  # fmt: skip
         for dtype in (torch.float32, torch.bfloat16):
             kd = 2 * channels
@@ -32,8 +32,11 @@ def main() -> None:
             inputs = (sequence(kd), sequence(kd // ratio), A, B, C, D, bias)
             out, state, stored = scan(*inputs, True, torch.float32, True)
             dout = torch.randn(out.shape, generator=g).cuda()
-            grads = backward(dout, torch.randn(state.shape, generator=g).cuda(), *inputs, stored, True)
-            for x in (out, state, *grads):
+            dlast = torch.randn(state.shape, generator=g).cuda()
+            grads = backward(dout, dlast, *inputs, stored, True)
+            with native.use_cuda_atomics():
+                varying = backward(dout, dlast, *inputs, stored, True)
+            for x in (out, state, *grads, *varying):
                 assert torch.isfinite(x.cpu()).all()
     print("all scans ran")
 

@@ -38,6 +38,7 @@ class Case:
     weights: bool = True  # D and delta_bias
     dlast: bool = True
     segments: int = 0
+    atomics: bool = False
     offset: int = 0  # elements by which u and delta are out of line
     scale: float = 1.0
     tensors: dict[str, Tensor | None] = field(default_factory=dict, repr=False)
@@ -72,7 +73,7 @@ class Case:
         t = self.tensors
         u, delta, dout, B, C = (t[name] for name in ("u", "delta", "dout", "B", "C"))
         sizes = [TYPES[self.dtype], self.batch, self.groups, self.channels, delta.shape[1], self.states, self.length]
-        sizes += [self.softplus, not self.low_out, not self.low_dout, self.segments]
+        sizes += [self.softplus, not self.low_out, not self.low_dout, self.segments, self.atomics]
         strides = [*u.stride(), *delta.stride(), *dout.stride(), *B.stride(), *C.stride()]
         file.write(struct.pack(f"<{len(sizes) + len(strides)}q", *sizes, *strides))
         for name, tensor in t.items():
@@ -151,6 +152,8 @@ CASES = [
     Case(groups=2, channels=96, length=50),
     Case(channels=160, length=36),
     Case(channels=160, length=36, states=3, layout="lll"),
+    Case(batch=2, groups=2, channels=160, length=70, segments=2, atomics=True),
+    Case(batch=2, channels=130, length=36, states=3, dtype=BF16, atomics=True),
     Case(batch=2, channels=32, length=98, layout="lfl"),
     Case(batch=2, channels=32, length=98, layout="flf", dtype=F16, low_out=True, low_dout=True),
     Case(channels=12, length=100, ratio=3, groups=2),
@@ -178,6 +181,7 @@ SANITIZED = [
     Case(channels=33, length=35, dtype=BF16, low_out=True, low_dout=True),
     Case(channels=6, length=34, ratio=3, states=17),
     Case(channels=33, length=33, dtype=F16, layout="lll", offset=1),
+    Case(channels=130, length=33, atomics=True),
 ]
 
 

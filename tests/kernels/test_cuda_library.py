@@ -25,7 +25,10 @@ names = [op + end for op in {OPS!r} for end in ("", "_backward")]
 asked = torch._C._dispatch_has_kernel_for_dispatch_key
 from vmamba_kernels import backends
 backends.operators()
-print(json.dumps([native.load("cuda").reason, {{name: asked("vmamba::" + name, "CUDA") for name in names}}]))
+with native.use_cuda_atomics():
+    serves = [not native.cuda_misfit(capability) for capability in ((9, 0), (8, 0))]
+brought = {{name: asked("vmamba::" + name, "CUDA") for name in names}}
+print(json.dumps([native.load("cuda").reason, brought, serves]))
 """
 
 pytestmark = [
@@ -56,5 +59,6 @@ def test_the_library_is_built_from_all_sources_loads_and_brings_every_op(tmp_pat
     assert done.returncode == 0, done.stderr[-3000:]
     done = subprocess.run([sys.executable, "-c", LOAD], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    reason, brought = json.loads(done.stdout.splitlines()[-1])
+    reason, brought, serves = json.loads(done.stdout.splitlines()[-1])
     assert reason == "" and all(brought.values()), (reason, brought)
+    assert serves == [True, False]

@@ -239,6 +239,13 @@ def test_autocast_widens_mixed_types():
     assert torch.equal(out, selective_scan(**same, backend="cuda"))
 
 
+@pytest.mark.parametrize("states", [1, 3])
+def test_atomics_on_request(states):
+    with native.use_cuda_atomics():
+        check(channels=300, states=states, length=70, dtype=BF16)
+        check(channels=300, states=states, length=70, batch=1, groups=1, layout="channel_last")
+
+
 def test_time_cut_into_segments_changes_little():
     """One sequence alone is cut into segments; among many it is not."""
     t = {n: x.cuda() for n, x in inputs(batch=1, groups=1, channels=32, length=4096).items()}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vmamba_kernels import scan_order
+from vmamba_kernels import native, scan_order
 from vmamba_kernels.ss2d import ss2d
 from vmamba_kernels.ss2d.op import backward, forward
 from vmamba_kernels.ss2d.sequences import missing
@@ -123,6 +123,13 @@ def test_two_runs_are_bit_equal(states, size):
     first, second = (run(tensors, "cuda") for _ in range(2))
     for name, x in first.items():
         assert torch.equal(x, second[name]), name
+
+
+@pytest.mark.parametrize("states", [1, 3])
+def test_atomics_on_request(states):
+    with native.use_cuda_atomics():
+        check(channels=300, states=states, dtype=BF16)
+        check(size=(28, 28), batch=1, channels=100, states=states)
 
 
 def test_unwritten_memory_is_never_read():

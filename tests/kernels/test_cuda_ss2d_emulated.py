@@ -16,6 +16,7 @@ from torch import Tensor
 from vmamba_kernels import scan_order
 from vmamba_kernels.selective_scan import reference as scan_reference
 from vmamba_kernels.ss2d import reference
+from vmamba_kernels.ss2d.arguments import Inputs
 from vmamba_kernels.ss2d.sequences import padded_map
 
 from .emulated_program import ROUNDING, TYPES, run_cases
@@ -41,6 +42,7 @@ class Case:
     weights: bool = True  # D and delta_bias
     shared: int = 227 << 10  # bytes of shared memory that a block may have
     processors: int = 1
+    atomics: bool = False
     plan: dict[str, int] = field(default_factory=dict)  # what the case is cut into, where it matters
     tensors: dict[str, Tensor | None] = field(default_factory=dict, repr=False)
 
@@ -74,7 +76,7 @@ class Case:
     def write(self, file) -> None:
         t = self.tensors
         sizes = [TYPES[self.dtype], self.batch, self.channels, self.length, len(t["maps"]), self.rank, self.states]
-        sizes += [not self.low_out, not self.low_dout, self.shared, self.processors]
+        sizes += [not self.low_out, not self.low_dout, self.shared, self.processors, self.atomics]
         strides = [*t["x"].stride(), *t["dout"].stride(), *t["x_dbl"].stride()]
         file.write(struct.pack(f"<{len(sizes) + len(strides)}q", *sizes, *strides))
         for tensor in t.values():
@@ -109,11 +111,11 @@ class Case:
         H, W = self.size
         t = {name: None if x is None else x.double() for name, x in self.tensors.items()}
         images = [t[name].unflatten(2, (H, W)) for name in ("x", "x_dbl", "dout")]
-        inputs = (*images[:2], t["dt_weight"], t["A"], t["D"], t["delta_bias"])
+        inputs = Inputs(*images[:2], t["dt_weight"], t["A"], t["D"], t["delta_bias"], self.order, True)
         kept = {"chunk_length": lambda *_: 32, "stored_states": lambda length, *_: (length + 31) // 32 - 1}
         with patch.multiple(scan_reference, **kept):
-            y, states = reference.forward(*inputs, self.order, True, torch.float64, True)
-            dx, dx_dbl, *weights = reference.backward(images[2], *inputs, states, self.order, True)
+            y, states = reference.forward(inputs, torch.float64, True)
+            dx, dx_dbl, *weights = reference.backward(images[2], inputs, states)
         names = ("d_dt_weight", "dA", "dD", "d_delta_bias")
         flat = {"y": y.flatten(2), "states": states, "dx": dx.flatten(2), "dx_dbl": dx_dbl.flatten(2)}
         return flat | dict(zip(names, weights, strict=True))
@@ -152,6 +154,8 @@ CASES = [
     Case(size=(13, 13), channels=12, rank=90, shared=22 << 10, plan={"sums": 0, "backward_sums": 0, "tallies": 0}),
     Case(size=(11, 13), channels=64, rank=6, processors=16, plan={"width": 8, "backward_width": 8}),
     Case(size=(11, 13), batch=2, channels=70, rank=6, processors=2, plan={"groups": 2, "backward_width": 32}),
+    Case(size=(6, 11), channels=70, rank=6, processors=2, atomics=True, plan={"groups": 3}),
+    Case(size=(6, 7), channels=40, states=3, rank=2, processors=2, dtype=BF16, atomics=True, plan={"groups": 2}),
 ]
 LARGE = [
     Case(size=(7, 7), batch=3, channels=70, rank=48, dtype=F16, low_out=True, low_dout=True, plan=WIDE),
@@ -167,6 +171,7 @@ SANITIZED = [
     Case(size=(7, 7), batch=2, channels=9, rank=3, dtype=BF16, layout="fl", order="rows_both"),
     Case(size=(5, 7), channels=12, rank=2, states=3, dtype=BF16, shared=5632, order="rows_both", plan={"tallies": 0}),
     Case(size=(4, 9), channels=10, rank=33, dtype=BF16, processors=4, low_out=True, order="rows_both"),
+    Case(size=(4, 9), channels=40, rank=2, dtype=BF16, processors=2, atomics=True, order="rows_both"),
 ]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vmamba_kernels import native
 from vmamba_kernels.ss2d import ss2d
+from vmamba_kernels.ss2d.arguments import Inputs
 from vmamba_kernels.ss2d.layout import chunk_length, stored_states
 from vmamba_kernels.ss2d.op import backward, forward
 from vmamba_kernels.ss2d.sequences import _refusals_named, missing
@@ -233,9 +234,9 @@ def test_the_native_op_refuses_what_does_not_fit() -> None:
 
 
 def test_sizes_that_do_not_fit_a_gpu_are_named_with_the_remedy() -> None:
-    _, x_dbl, dt_weight, A, *_ = case(N=2, R=3)
+    inputs = Inputs(*case(N=2, R=3), "cross2d", False)
     with pytest.raises(ValueError, match=r"x_dbl: \(2, 3, 4, 28\) .*N = 2 and R = 3 .*'triton' or 'unfused'"):
-        with _refusals_named(x_dbl, dt_weight, A):
+        with _refusals_named(inputs):
             raise RuntimeError("ss2d on cuda: N = 2 states and R = 3 do not fit into the shared memory of this GPU")
-    with pytest.raises(RuntimeError, match="another"), _refusals_named(x_dbl, dt_weight, A):
+    with pytest.raises(RuntimeError, match="another"), _refusals_named(inputs):
         raise RuntimeError("another")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from vmamba.command_line import parse_size
 from vmamba.errors import UserError
 from vmamba.export import (
     export_program,
@@ -20,7 +21,7 @@ from vmamba.export import (
     write_package,
     write_program,
 )
-from vmamba.export.__main__ import check_sizes, main, parse_size
+from vmamba.export.__main__ import check_sizes, main
 from vmamba.models import VSSM, Backbone, ForwardType
 from vmamba_kernels import register_scan_order
 
@@ -107,6 +108,18 @@ def test_aoti_package_gives_the_numbers_of_the_model_at_any_size(name: str, tmp_
     assert_same(model, load_package(tmp_path / "model.pt2"))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["export", "aoti"])
+def test_programs_run_on_the_gpu_that_they_were_made_for(kind: str, gpu: torch.device, tmp_path: Path) -> None:
+    model = build().to(gpu)
+    program = export_program(model, torch.zeros(1, 3, 64, 64, device=gpu))
+    {"export": write_program, "aoti": write_package}[kind](program, tmp_path / "model.pt2")
+    loaded = {"export": load_program, "aoti": load_package}[kind](tmp_path / "model.pt2")
+    x = torch.randn(2, 3, 75, 50, device=gpu)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), model(x), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.slow
 def test_a_backbone_exports_its_maps(tmp_path: Path) -> None:
     options = {key: value for key, value in NANO.items() if key != "num_classes"}
@@ -132,7 +145,7 @@ def test_what_cannot_be_exported_is_refused_with_the_reason(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("text", ["", "0", "8x", "8x8x8", "axb"])
 def test_a_wrong_size_is_named(text: str) -> None:
-    with pytest.raises(UserError, match="give HxW"):
+    with pytest.raises(UserError, match="or HEIGHTxWIDTH such as 224x320"):
         parse_size(text)
 
 
@@ -151,6 +164,12 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.Ca
     assert "needs at least 33x33" in capsys.readouterr().err
     assert main(["vmamba_tiny_s1l8", "--format", "export", "--out", str(tmp_path / "no" / "model.pt2")]) == 2
     assert "there is no folder" in capsys.readouterr().err
+    assert main(["vmamba_tiny_s1l8", "--format", "aoti", "--out", str(tmp_path / "model.so")]) == 2
+    assert "is named NAME.pt2" in capsys.readouterr().err
+    assert main(["vmamba_tiny_s1l8", "--format", "onnx", "--out", out, "--device", "cuda"]) == 2
+    assert "an ONNX file is of no device" in capsys.readouterr().err
+    assert main(["vmamba_tiny_s1l8", "--format", "export", "--out", out, "--pretrained", "--weights", "w.pth"]) == 2
+    assert "--pretrained, --weights: give one of them" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -160,3 +179,4 @@ def test_the_command_writes_checks_and_prints_the_error(kind: str, tmp_path: Pat
     assert main(["vmamba_tiny_0229", "--format", kind, "--out", str(out), "--size", "64x80"]) == 0
     printed = capsys.readouterr().out
     assert out.is_file() and printed.count("maximum error") == 4 and "maximum error against eager" in printed
+    assert printed.startswith("random weights, for a trial")

@@ -15,6 +15,8 @@ import torch
 from vmamba.models.forward_type import parse_forward_type
 from vmamba.models.vssm import VSSM, Backbone
 
+from .golden_checks import assert_close, check_classifier
+
 RECORDS = sorted((Path(__file__).parents[1] / "data" / "golden" / "vmamba").glob("*.npz"))
 assert len(RECORDS) == 36
 
@@ -30,37 +32,6 @@ def read(path: Path, scan: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     if scan:
         kwargs["forward_type"] = replace(parse_forward_type(kwargs["forward_type"]), **scan)
     return record, kwargs
-
-
-def assert_close(name: str, got: torch.Tensor, expected: np.ndarray, scale: float | None = None) -> None:
-    """Within 1e-4 of the standard deviation."""
-    assert tuple(got.shape) == expected.shape, name
-    error = np.abs(got.detach().cpu().numpy() - expected).max()
-    assert error <= 1e-4 * (scale or expected.std()), f"{name}: off by {error:.2e}"
-
-
-def check_classifier(path: Path, golden: ModuleType, scan: dict[str, Any], device: str | torch.device) -> None:
-    record, kwargs = read(path, scan)
-    model = golden.fill(VSSM(**kwargs)).to(device)
-    assert {k: list(v.shape) for k, v in model.state_dict().items()} == json.loads(str(record["keys"]))
-    assert sum(p.numel() for p in model.parameters()) == int(record["num_params"])
-
-    x = golden.image(tuple(record["input_shape"])).to(device).requires_grad_()
-    output = model(x)
-    assert_close("output", output, record["output"])
-    if "grad_norms" not in record:
-        return
-    golden.probe_loss(output.cpu()).backward()
-    expected = json.loads(str(record["grad_norms"]))
-    parameters = dict(model.named_parameters())
-    assert expected.keys() <= parameters.keys()
-    for name, parameter in parameters.items():
-        norm = 0.0 if parameter.grad is None else float(parameter.grad.norm())
-        wanted = expected.get(name, 0.0)
-        assert abs(norm - wanted) <= 1e-3 * wanted + 1e-6, f"{name}: gradient norm {norm}, published {wanted}"
-    norm, wanted = float(x.grad.norm()), float(record["grad_input_norm"])
-    assert abs(norm - wanted) <= 1e-3 * wanted + 1e-6
-    assert_close("input gradient", x.grad[0, 0], record["grad_input_sample"])
 
 
 def check_maps(path: Path, golden: ModuleType, scan: dict[str, Any], device: str | torch.device) -> None:
@@ -79,7 +50,8 @@ def check_maps(path: Path, golden: ModuleType, scan: dict[str, Any], device: str
 
 @record_of
 def test_classifier(path: Path, golden: ModuleType, scan: dict[str, Any]) -> None:
-    check_classifier(path, golden, scan, "cpu")
+    record, kwargs = read(path, scan)
+    check_classifier(VSSM(**kwargs), record, golden)
 
 
 @pytest.mark.filterwarnings("ignore:Backbone leaves pos_embed out")
@@ -91,12 +63,14 @@ def test_maps(path: Path, golden: ModuleType, scan: dict[str, Any]) -> None:
 @mamba2_record_of
 @pytest.mark.parametrize("backend", [None, "reference"])
 def test_mamba2(path: Path, golden: ModuleType, backend: str | None) -> None:
-    check_classifier(path, golden, dict(backend=backend), "cpu")
+    record, kwargs = read(path, dict(backend=backend))
+    check_classifier(VSSM(**kwargs), record, golden)
     check_maps(path, golden, dict(backend=backend), "cpu")
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("path", RECORDS, ids=lambda p: p.stem)
 def test_on_gpu(path: Path, golden: ModuleType, gpu: torch.device) -> None:
-    check_classifier(path, golden, {}, gpu)
+    record, kwargs = read(path, {})
+    check_classifier(VSSM(**kwargs), record, golden, gpu)
     check_maps(path, golden, {}, gpu)

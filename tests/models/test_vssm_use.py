@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -285,6 +286,18 @@ def test_export_with_dynamic_height_and_width(name: str) -> None:
         for size in ((61, 48), (40, 97)):
             x = torch.randn(1, 3, *size)
             assert torch.allclose(exported(x), model(x), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor to a Python", "ignore::DeprecationWarning:torch.jit")
+@pytest.mark.parametrize("name", ["published", "vanilla", "posembed", "m0"])
+def test_a_trace_serves_other_sizes(name: str, tmp_path: Path) -> None:
+    model = build(name).eval()
+    with torch.no_grad():
+        torch.jit.trace(model, torch.randn(2, 3, 64, 48)).save(tmp_path / "model.pt")
+        traced = torch.jit.load(tmp_path / "model.pt")
+        for size in ((2, 3, 64, 48), (1, 3, 75, 50)):
+            x = torch.randn(size)
+            assert torch.allclose(traced(x), model(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["published", "gate", "m0"])

@@ -22,25 +22,25 @@ from vmamba.weights.released import released_classifier
 NAME = "vmamba_tiny_s1l8"
 FILE = "vssm1_tiny_0230s_ckpt_epoch_264.pth"
 URL = f"https://github.com/MzeroMiko/VMamba/releases/download/%23v2cls/{FILE}"
-CLASSIFIERS = [entry for entry in RELEASED if entry.task == "classification"]
 
 
-@pytest.mark.parametrize("entry", CLASSIFIERS, ids=lambda entry: entry.model)
+@pytest.mark.parametrize("entry", [e for e in RELEASED if e.tensors], ids=lambda entry: entry.file)
 def test_a_classifier_has_the_released_size(entry):
     state = empty_model(entry.model).state_dict()
     assert sum(value.numel() for value in state.values()) == entry.parameters and len(state) == entry.tensors
-    assert timm.get_pretrained_cfg(entry.model).url == entry.url
+    assert (timm.get_pretrained_cfg(entry.model).url == entry.url) == (entry.task != "further")
 
 
 def test_the_list_is_whole_and_unambiguous():
-    assert len({entry.url for entry in RELEASED}) == len(RELEASED) == 30
+    assert len({entry.url for entry in RELEASED}) == len(RELEASED) == 49
     assert {entry.model for entry in RELEASED} <= set(vmamba.list_models())
     assert released_classifier(NAME).url == URL and released_classifier("vmamba_tiny_0229") is None
-    assert [sum(e.task == task for e in RELEASED) for task in ("classification", "detection", "segmentation")] == [
-        10,
-        13,
-        7,
-    ]
+    tasks = ("classification", "detection", "segmentation", "pre-training", "further")
+    assert [sum(e.task == task for e in RELEASED) for task in tasks] == [23, 13, 7, 2, 4]
+    hugging_face = "https://huggingface.co/hustvl/Vim-tiny-midclstok/resolve/main/vim_t_midclstok_76p1acc.pth"
+    assert released_classifier("vim_tiny").url == hugging_face
+    release = "https://github.com/insitro/FastVim/releases/download/v0/FastVim_tiny.ckpt"
+    assert released_classifier("fastvim_tiny").url == release and released_classifier("fastvim_large") is None
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,9 @@
 
 FLOPs are multiply-accumulate operations (MACs), the vocabulary of the papers: one multiplication with its addition
 counts as one. The rules, which give the published figures: convolutions, linear layers and matrix products their MACs;
-LayerNorm and GroupNorm 5 per element (4 without weights), BatchNorm 2 in evaluation; average pooling one per input; a
-scan 9 per step, channel and state, and 1 per step and channel for its skip; activations, sums and products of
-elements, and moving data, nothing.
+LayerNorm and GroupNorm 5 per element (4 without weights), RMSNorm 4, BatchNorm 2 in evaluation; average pooling one
+per input; a scan 9 per step, channel and state, and 1 per step and channel for its skip; activations, sums and products
+of elements, and moving data, nothing.
 """
 
 from .fvcore_handlers import fvcore_handlers

@@ -25,10 +25,10 @@ def input_channels_of(model: nn.Module) -> int:
 
 
 @contextmanager
-def without_memory(model: nn.Module) -> Iterator[FakeTensorMode]:
+def without_memory(model: nn.Module, device: str = "cpu") -> Iterator[FakeTensorMode]:
     """The mode in which `model` runs on fake tensors, in evaluation; its hooks, training flags and weights are kept.
 
-    Weights on "meta", which run nowhere, stand on the CPU for the time being. A model of real weights stays untouched.
+    Weights on "meta", which run nowhere, stand on `device` for the time being. A model of real weights stays untouched.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     trained = [m for m in model.modules() if m.training]
@@ -41,7 +41,7 @@ def without_memory(model: nn.Module) -> Iterator[FakeTensorMode]:
                 for name, tensor in table.items():
                     if tensor is not None and tensor.is_meta and not isinstance(tensor, FakeTensor):
                         swapped.append((table, name, tensor))
-                        table[name] = _on_cpu(tensor, mode)
+                        table[name] = _moved(tensor, mode, device)
         yield mode
     finally:
         for table, name, tensor in swapped:
@@ -50,9 +50,9 @@ def without_memory(model: nn.Module) -> Iterator[FakeTensorMode]:
             module.training = True
 
 
-def _on_cpu(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+def _moved(tensor: Tensor, mode: FakeTensorMode, device: str) -> Tensor:
     with mode:
-        fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+        fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
     return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
 
 

@@ -15,9 +15,11 @@ def fvcore_handlers() -> dict[str, Handler]:
     """Return {operator: handler} for ``FlopCountAnalysis(model, x).set_op_handle(**fvcore_handlers())``.
 
     With them fvcore gives the sum of `count_model`. Beside our own operators the einsum is replaced: fvcore's own loses
-    the last digits of a large count. fvcore itself is not needed for the call.
+    the last digits of a large count. RMSNorm, which fvcore leaves out, has its rule. fvcore itself is not needed for
+    the call.
     """
-    return {**{name: _handler(rule) for name, rule in OURS.items()}, "aten::einsum": _einsum}
+    others = {"aten::einsum": _einsum, "aten::rms_norm": _rms_norm}
+    return {**{name: _handler(rule) for name, rule in OURS.items()}, **others}
 
 
 def _handler(rule: OperatorRule) -> Handler:
@@ -37,3 +39,7 @@ def _einsum(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     for term, shape in zip(terms, shapes, strict=True):
         sizes.update(zip(term, shape or (), strict=True))
     return prod(sizes.values())
+
+
+def _rms_norm(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    return 4 * prod(_shape(inputs[0]) or ())

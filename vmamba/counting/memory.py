@@ -27,14 +27,17 @@ class Activations:
     training: int
 
 
-def activation_memory(model: nn.Module, size: int | tuple[int, int] = 224, batch: int = 1) -> Activations:
+def activation_memory(
+    model: nn.Module, size: int | tuple[int, int] = 224, batch: int = 1, device: str = "cpu"
+) -> Activations:
     """Return the activation memory of `model` for a batch of images, an int or (height, width) in size.
 
     Two forwards on fake tensors in the weights' type, with the operators' choice of backend on this machine; the
     storages they make are followed. Views add nothing, workspaces inside a kernel are not seen, dropout is off.
+    `device` is where a model on "meta" is taken to be, "cpu" or "cuda"; it need not be there.
     """
     image = image_shape(model, size, batch)
-    with without_memory(model) as mode, mode:
+    with without_memory(model, device) as mode, mode:
         with torch.no_grad(), _Live() as live:
             x = images(model, image)
             run(model, x)

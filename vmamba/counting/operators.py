@@ -44,6 +44,10 @@ def _pooled_scan(args: Sequence[Any], result: Any) -> int:
     return scan_macs(batch * args[1][2], args[3][0], args[3][1], False) + skip
 
 
+def _causal_conv1d(args: Sequence[Any], result: Any) -> int:
+    return prod(result) * args[1][-1]  # y [B, G * C, L], weight [G, C, W]
+
+
 def _nothing(args: Sequence[Any], result: Any) -> int:
     return 0
 
@@ -54,6 +58,7 @@ OURS: dict[str, OperatorRule] = {
     "vmamba::ss2d": _ss2d,
     "vmamba::ssd": _ssd,
     "vmamba::pooled_scan": _pooled_scan,
+    "vmamba::causal_conv1d": _causal_conv1d,
     "vmamba::cross_scan": _nothing,
     "vmamba::cross_merge": _nothing,
     "vmamba::bias_gelu": _nothing,

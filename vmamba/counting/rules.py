@@ -18,16 +18,21 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from vmamba.counting.operators import scan_macs
 from vmamba.models.layers import Mlp
 from vmamba.models.ss2d import SS2D
+from vmamba.models.vim_mixer import VimMixer
 
 Count = Callable[[Any, Sequence[int], Sequence[int]], int]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """The count of a kind of layer; `whole` if it includes the layers inside, which then do not count themselves."""
+    """The count of a kind of layer; `whole` if it includes the layers inside, which then do not count themselves.
+
+    With `by_operators` the operators that the layer itself calls count instead.
+    """
 
     count: Count
     whole: bool = False
+    by_operators: bool = False
 
 
 _RULES: dict[type[nn.Module], Rule] = {}
@@ -44,6 +49,11 @@ def rule(*kinds: type[nn.Module], whole: bool = False) -> Callable[[Count], Coun
         return count
 
     return register
+
+
+def count_by_operators(*kinds: type[nn.Module]) -> None:
+    """Let layers of `kinds` count by the operators that they call themselves, `vmamba.counting.operators`."""
+    _RULES.update(dict.fromkeys(kinds, Rule(lambda layer, x, y: 0, by_operators=True)))
 
 
 def rule_of(layer: nn.Module) -> Rule | None:
@@ -69,6 +79,11 @@ def transposed_convolution(layer: _ConvTransposeNd, x: Sequence[int], y: Sequenc
 @rule(nn.LayerNorm, nn.GroupNorm)
 def norm(layer: nn.LayerNorm | nn.GroupNorm, x: Sequence[int], y: Sequence[int]) -> int:
     return prod(x) * (4 if layer.weight is None else 5)
+
+
+@rule(nn.RMSNorm)
+def root_mean_square_norm(layer: nn.RMSNorm, x: Sequence[int], y: Sequence[int]) -> int:
+    return prod(x) * (3 if layer.weight is None else 4)
 
 
 @rule(_BatchNorm)
@@ -99,3 +114,7 @@ def ss2d(layer: SS2D, x: Sequence[int], y: Sequence[int]) -> int:
     if layer.options.scan_order == "cascade2d":
         macs += 2 * 4 * positions * inner  # two norms without weights
     return macs + scan_macs(positions, groups * inner, layer.d_state, skip=True)
+
+
+# Its steps depend on the grid of the tokens, which no shape tells.
+count_by_operators(VimMixer)

@@ -126,14 +126,15 @@ class _Walk(TorchDispatchMode):
         name = func._schema.name
         if name in OPERATORS:
             layer, rule = self.running[-1] if self.running else ("", None)
-            if rule is None and not self._covered():
+            if (rule is None or rule.by_operators) and not self._covered():
                 shapes = [
                     tuple(a.shape) if isinstance(a, Tensor) else (a if isinstance(a, bool) else None) for a in args
                 ]
                 first = result[0] if isinstance(result, tuple | list) else result
                 macs = OPERATORS[name](shapes, tuple(first.shape))
                 self.count.layers[layer] += macs
-                self.count.uncovered[name] += macs
+                if rule is None:
+                    self.count.uncovered[name] += macs
         return result
 
 

@@ -13,18 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vmamba.command_line import Parser
+from vmamba.command_line import Parser, parse_size
+from vmamba.devices import choose_device
 from vmamba.errors import UserError, exit_on_user_error
 
 FORMATS = ("onnx", "export", "aoti")
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """(H, W) from "224x320" or "224"; UserError for anything else."""
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdecimal() and int(part) for part in parts):
-        raise UserError(f"--size {text}: give HxW, such as 224x320")
-    return int(parts[0]), int(parts[-1])
 
 
 def check_sizes(size: tuple[int, int], least: int, dynamic: bool) -> list[tuple[int, int]]:
@@ -49,10 +42,11 @@ def largest_error(
 ) -> float:
     """The largest absolute difference of a function from the model over images of the sizes; a line for each."""
     channels = int(getattr(model, "in_chans", 3))
+    device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
     for height, width in sizes:
-        x = torch.randn(batch, channels, height, width, generator=generator)
+        x = torch.randn(batch, channels, height, width, generator=generator).to(device)
         with torch.no_grad():
             expected, found = model(x), function(x)
         error = float((found - expected).abs().max())
@@ -79,27 +73,39 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", default="224x224", metavar="HxW", help="image size to check at (default 224x224)")
     parser.add_argument("--fixed", action="store_true", help="a file for that size and one image alone")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint to load first")
+    parser.add_argument("--pretrained", action="store_true", help="load the released weights first")
     parser.add_argument("--num-classes", type=int, default=1000, metavar="N", help="classes of the head (default 1000)")
+    parser.add_argument("--device", default="cpu", help="where a program is to run: cpu (default), cuda or cuda:1")
     parser.add_argument("--tolerance", type=float, default=1e-3, help="largest error allowed (default 1e-3)")
     arguments = parser.parse(argv)
     size = parse_size(arguments.size)
     if not arguments.out.parent.is_dir():
         raise UserError(f"--out {arguments.out}: there is no folder {arguments.out.parent}; create it")
+    if arguments.format == "aoti" and arguments.out.suffix != ".pt2":
+        raise UserError(f"--out {arguments.out}: an AOTInductor package is named NAME.pt2")
+    if arguments.format == "onnx" and arguments.device != "cpu":
+        raise UserError(f"--device {arguments.device}: an ONNX file is of no device; leave the flag out")
+    if arguments.pretrained and arguments.weights is not None:
+        raise UserError("--pretrained, --weights: give one of them")
+    device = choose_device(arguments.device)
 
     import vmamba
     from vmamba.export import export_program, least_dynamic_side
 
     torch.manual_seed(0)
-    model: Any = vmamba.create_model(arguments.name, num_classes=arguments.num_classes).eval()
+    model: Any = vmamba.create_model(arguments.name, pretrained=arguments.pretrained, num_classes=arguments.num_classes)
     if arguments.weights is not None:
         from vmamba.weights import load_weights
 
         load_weights(model, arguments.weights, prefer_ema=True)
+    elif not arguments.pretrained:
+        print("random weights, for a trial: --pretrained takes the released ones, --weights FILE those of a file")
+    model = model.eval().to(device)
     dynamic = not arguments.fixed
     least = least_dynamic_side(model) if dynamic else model.least_size
     if min(size) < least:
         raise UserError(f"--size {arguments.size}: {arguments.name} needs at least {least}x{least} here")
-    program = export_program(model, torch.zeros(1, model.in_chans, *size), dynamic)
+    program = export_program(model, torch.zeros(1, model.in_chans, *size, device=device), dynamic)
     _write(arguments.format, program, arguments.out)
     print(f"{arguments.out}: {arguments.name}, {arguments.out.stat().st_size / 2**20:.1f} MiB")
     sizes = check_sizes(size, least, dynamic)

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from vmamba_kernels.causal_conv1d import op as causal_conv1d_op
 from vmamba_kernels.cross_scan import op as cross_scan_op
 from vmamba_kernels.cross_scan.orders import find_order, list_scan_orders
+from vmamba_kernels.pooled_scan import op as pooled_scan_op
 from vmamba_kernels.selective_scan import op as selective_scan_op
 from vmamba_kernels.ss2d import op as ss2d_op
 from vmamba_kernels.ssd import op as ssd_op
@@ -69,12 +71,15 @@ def _check_orders(arguments: Any) -> None:
 
 
 def _translations() -> dict[Any, Any]:
+    from .onnx_lines import causal_conv1d, pooled_scan
     from .onnx_orders import cross_merge, cross_scan
     from .onnx_scan import selective_scan, ss2d, ssd
 
     return {
         cross_scan_op.scan: cross_scan,
         cross_scan_op.merge: cross_merge,
+        causal_conv1d_op.forward: causal_conv1d,
+        pooled_scan_op.forward: pooled_scan,
         selective_scan_op.by_device: selective_scan,
         selective_scan_op.on_reference: selective_scan,
         ss2d_op.forward: ss2d,

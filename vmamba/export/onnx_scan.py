@@ -15,7 +15,7 @@ from ..errors import UserError
 from .onnx_orders import ints, merged, read, sides
 
 op: Any = opset18  # its types are narrower than what its functions take
-_INFERENCE = "an ONNX graph stores nothing for a backward; export under torch.no_grad()"
+INFERENCE = "an ONNX graph stores nothing for a backward; export under torch.no_grad()"
 
 
 def _step(A: Any, dtype: ir.DataType) -> ir.Graph:
@@ -46,11 +46,11 @@ def _scan(start: Any, sequences: list[Any], body: ir.Graph, dtype: ir.DataType) 
     return last, outputs
 
 
-def _cast(x: Any, dtype: ir.DataType) -> Any:
+def cast(x: Any, dtype: ir.DataType) -> Any:
     return x if x.dtype == dtype else op.Cast(x, to=dtype.value)
 
 
-def _recurrence(
+def recurrence(
     u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, delta_bias: Any, softplus: bool, sizes: tuple[int, int, int]
 ) -> tuple[Any, Any]:
     """y [B, KD, L] and the last state [B, KD, N]; u, delta of A's type, B and C [B, K, N, L]; sizes K, D, N."""
@@ -73,7 +73,7 @@ def _recurrence(
     return y, op.Reshape(last, ints(0, channels, states))
 
 
-def _nothing(batch_of: Any, A: Any) -> Any:
+def no_states(batch_of: Any, A: Any) -> Any:
     """The stored states of a forward that keeps none: [B, 0, N, KD]."""
     zero = op.Constant(value=ir.tensor([0.0], dtype=A.dtype))
     shape = op.Concat(op.Shape(batch_of, start=0, end=1), ints(0, A.shape[1], A.shape[0]), axis=0)
@@ -94,17 +94,17 @@ def selective_scan(
 ) -> tuple[Any, Any, Any]:
     """The values of `vmamba::selective_scan`: y [B, KD, L], the last state [B, KD, N], no stored states."""
     if save_states:
-        raise UserError(f"selective_scan: {_INFERENCE}")
+        raise UserError(f"selective_scan: {INFERENCE}")
     channels, groups, states = u.shape[1], B.shape[1], A.shape[1]
     per_delta = channels // delta.shape[1]
-    wide = [_cast(x, A.dtype) for x in (u, delta, B, C)]
+    wide = [cast(x, A.dtype) for x in (u, delta, B, C)]
     if per_delta > 1:  # delta channel d serves the channels d * per_delta and after
         wide[1] = _repeated(wide[1], per_delta)
         delta_bias = None if delta_bias is None else _repeated(delta_bias, per_delta)
-    y, last = _recurrence(
+    y, last = recurrence(
         wide[0], wide[1], A, wide[2], wide[3], D, delta_bias, delta_softplus, (groups, channels // groups, states)
     )
-    return op.Cast(y, to=out_dtype), last, _nothing(u, A)
+    return op.Cast(y, to=out_dtype), last, no_states(u, A)
 
 
 def _repeated(x: Any, times: int) -> Any:
@@ -130,11 +130,11 @@ def ss2d(
 ) -> tuple[Any, Any]:
     """The values of `vmamba::ss2d`: y in the layout of x, no stored states."""
     if save_states:
-        raise UserError(f"ss2d: {_INFERENCE}")
+        raise UserError(f"ss2d: {INFERENCE}")
     directions, channels, rank = dt_weight.shape
     states = A.shape[1]
     height, width = sides(x, 2 if channel_first else 1)
-    image, rows = _cast(x, A.dtype), _cast(x_dbl, A.dtype)
+    image, rows = cast(x, A.dtype), cast(x_dbl, A.dtype)
     if not channel_first:
         image, rows = (op.Transpose(t, perm=[0, 3, 1, 2]) for t in (image, rows))
     u = read(image, order)  # [B, K, C, L]
@@ -145,9 +145,9 @@ def ss2d(
     delta = op.MatMul(dt_weight, dt)  # [B, K, C, L]
     joined = ints(0, directions * channels, -1)
     u, delta = op.Reshape(u, joined), op.Reshape(delta, joined)
-    y, _ = _recurrence(u, delta, A, b, c, D, delta_bias, True, (directions, channels, states))
+    y, _ = recurrence(u, delta, A, b, c, D, delta_bias, True, (directions, channels, states))
     y = op.Cast(merged(op.Reshape(y, ints(0, directions, channels, -1)), order, height, width), to=out_dtype)
-    return y if channel_first else op.Transpose(y, perm=[0, 2, 3, 1]), _nothing(x, A)
+    return y if channel_first else op.Transpose(y, perm=[0, 2, 3, 1]), no_states(x, A)
 
 
 def ssd(
@@ -171,7 +171,7 @@ def ssd(
         raise UserError("ssd: initial states and limits of the step size have no ONNX form here")
     heads, width, groups, states = x.shape[2], x.shape[3], B.shape[2], B.shape[3]
     work = A.dtype
-    u, delta, b, c = (_cast(t, work) for t in (x, dt, B, C))
+    u, delta, b, c = (cast(t, work) for t in (x, dt, B, C))
     u = op.Transpose(op.Reshape(u, ints(0, 0, heads * width)), perm=[0, 2, 1])  # [B, HP, L]
     delta = _repeated(op.Transpose(delta, perm=[0, 2, 1]), width)
     dt_bias = None if dt_bias is None else _repeated(dt_bias, width)
@@ -180,6 +180,6 @@ def ssd(
     b, c = (op.Transpose(t, perm=[0, 2, 3, 1]) for t in (b, c))  # [B, G, N, L]
     skip = None if D is None else op.Reshape(D, ints(-1))
     sizes = (groups, heads * width // groups, states)
-    y, last = _recurrence(u, delta, shared, b, c, skip, dt_bias, dt_softplus, sizes)
+    y, last = recurrence(u, delta, shared, b, c, skip, dt_bias, dt_softplus, sizes)
     y = op.Reshape(op.Transpose(y, perm=[0, 2, 1]), ints(0, 0, heads, width))
     return op.Cast(y, to=out_dtype), op.Reshape(last, ints(0, heads, width, states))

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from vmamba_kernels.pooled_scan import op as pooled_scan_op
 from vmamba_kernels.selective_scan import op as selective_scan_op
 from vmamba_kernels.ss2d import op as ss2d_op
 from vmamba_kernels.ssd import op as ssd_op
@@ -44,6 +45,7 @@ def _twin(operator: Any) -> Callable[..., Any]:
 _OPERATORS = (
     ss2d_op.forward,
     ssd_op.forward,
+    pooled_scan_op.forward,
     selective_scan_op.by_device,
     selective_scan_op.on_reference,
 )

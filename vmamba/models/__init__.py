@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
+from .channelvim import ChannelVim, FastChannelVim, FastChannelVim2d
+from .channelvim_variants import CHANNEL_VARIANTS
+from .fastvim import FastVim, VimLN
+from .fastvim_variants import FASTVIM_VARIANTS
 from .forward_type import ForwardType, parse_forward_type
+from .mae import FastMaskVim, VimMAE
+from .mae_variants import MAE_VARIANTS
 from .ss2d import SS2D
 from .ss2d_mamba2 import SS2DMamba2
+from .vim import Vim
+from .vim_variants import VIM_LN_VARIANTS, VIM_VARIANTS
 from .vssm import VSSM, Backbone
 from .vssm_keys import rename_published_keys, resize_pos_embed
 from .vssm_variants import (
@@ -33,7 +41,15 @@ __all__ = [
     "SS2DMamba2",
     "VSSM",
     "Backbone",
+    "ChannelVim",
+    "FastChannelVim",
+    "FastChannelVim2d",
+    "FastMaskVim",
+    "FastVim",
     "ForwardType",
+    "Vim",
+    "VimLN",
+    "VimMAE",
     "model_names",
     "parse_forward_type",
     "rename_published_keys",
@@ -58,4 +74,6 @@ __all__ = [
 
 def model_names(pattern: str = "") -> list[str]:
     """The sorted names that this package registers with timm, those matching a glob pattern if one is given."""
-    return sorted(name for name in VARIANTS if not pattern or fnmatchcase(name, pattern))
+    families = (VARIANTS, VIM_VARIANTS, VIM_LN_VARIANTS, FASTVIM_VARIANTS, MAE_VARIANTS, CHANNEL_VARIANTS)
+    names = [name for family in families for name in family]
+    return sorted(name for name in names if not pattern or fnmatchcase(name, pattern))

@@ -2,6 +2,7 @@
 
 CL: channel-last tensors [B, H, W, C]; CF: channel-first tensors [B, C, H, W]. Linear weights are 2-D in both, so a CF
 and a CL model share checkpoints. CF tensors are kept in channels_last memory, where moving between the two is a view.
+Layers that look at the tensors they are given are leaves for torch.fx (`register_notrace_module`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from vmamba_kernels.bias_gelu import bias_gelu, bias_gelu_in_place, fuses
@@ -54,6 +56,7 @@ def to_channel_last() -> nn.Module:
     return Permute(0, 2, 3, 1)
 
 
+@register_notrace_module
 class LayerNorm(nn.LayerNorm):
     """LayerNorm over the last axis that takes float32 input with half weights, computed in float32."""
 
@@ -74,6 +77,7 @@ class LayerNorm2d(LayerNorm):
 NORMS: dict[str, type[nn.Module]] = {"ln": LayerNorm, "ln2d": LayerNorm2d, "bn": nn.BatchNorm2d}
 
 
+@register_notrace_module
 class Mlp(nn.Module):
     """fc1, activation, fc2; gated: fc2(x * act(z)) with x, z the halves of fc1. Works over the last axis, or CF."""
 
@@ -166,6 +170,7 @@ def patch_embed(
     )
 
 
+@register_notrace_module
 class PatchMerging(nn.Module):
     """Downsampling v1: each 2x2 cell (zero-padded at odd sizes) becomes one position of 4C, normed, projected to 2C."""
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from vmamba_kernels import cross_merge, cross_scan, scan_order, selective_scan
@@ -37,6 +38,7 @@ class SoftmaxOverPositions(nn.Module):
         return x.flatten(1, 2).softmax(1).view(x.shape)
 
 
+@register_notrace_module
 class SS2D(nn.Module):
     """Maps [B, H, W, D], or [B, D, H, W] if `channel_first`, to the same shape.
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from timm.layers import register_notrace_function
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
@@ -205,20 +206,10 @@ class VSSM(nn.Module):
     # forward
 
     def _stem(self, x: Tensor) -> Tensor:
-        if x.dim() != 4 or x.shape[1] != self.in_chans:
-            raise ValueError(f"x: expected images [B, {self.in_chans}, H, W], got {tuple(x.shape)}")
-        if not torch.compiler.is_compiling() and min(x.shape[2:]) < self.least_size:
-            raise ValueError(
-                f"x: this model needs images of at least {self.least_size}x{self.least_size}, got {tuple(x.shape)}; "
-                "enlarge them or use a smaller patch_size or fewer stages"
-            )
+        x = checked_images(x, self.in_chans, self.least_size)
         x = self.patch_embed(x.contiguous(memory_format=torch.channels_last))
         if self.pos_embed is not None and self.add_pos_embed:
-            pos: Tensor = self.pos_embed
-            height, width = x.shape[2:] if self.channel_first else x.shape[1:3]
-            if torch.compiler.is_compiling() or pos.shape[2:] != (height, width):
-                pos = resize_pos_embed(pos, (height, width))
-            x = x + (pos if self.channel_first else pos.permute(0, 2, 3, 1))
+            x = with_pos_embed(x, self.pos_embed, self.channel_first)
         return x
 
     def _stages(self, x: Tensor, last: int | None = None) -> Iterator[Tensor]:
@@ -416,6 +407,28 @@ class Backbone(VSSM):
             if i in self.out_indices:
                 maps.append(self._in_layout(getattr(self, f"outnorm{i}")(x), "NCHW"))
         return maps if self.out_indices else x
+
+
+@register_notrace_function
+def checked_images(x: Tensor, channels: int, least_size: int) -> Tensor:
+    """`x` [B, C, H, W] itself; ValueError for another rank or number of channels, or sides below `least_size`."""
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise ValueError(f"x: expected images [B, {channels}, H, W], got {tuple(x.shape)}")
+    if not torch.compiler.is_compiling() and min(x.shape[2:]) < least_size:
+        raise ValueError(
+            f"x: this model needs images of at least {least_size}x{least_size}, got {tuple(x.shape)}; "
+            "enlarge them or use a smaller patch_size or fewer stages"
+        )
+    return x
+
+
+@register_notrace_function
+def with_pos_embed(x: Tensor, pos: Tensor, channel_first: bool) -> Tensor:
+    """The sum of x, [B, C, h, w] or [B, h, w, C], and the position embedding [1, C, *, *], resized to h and w."""
+    height, width = x.shape[2:] if channel_first else x.shape[1:3]
+    if torch.compiler.is_compiling() or pos.shape[2:] != (height, width):
+        pos = resize_pos_embed(pos, (height, width))
+    return x + (pos if channel_first else pos.permute(0, 2, 3, 1))
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from vmamba.weights.files import (
     newest_good_checkpoint,
     remove_leftovers,
     save_checkpoint,
+    set_aside,
     write_text,
 )
 from vmamba.weights.loading import fit_weights, load_weights
@@ -42,6 +43,7 @@ __all__ = [
     "newest_good_checkpoint",
     "remove_leftovers",
     "save_checkpoint",
+    "set_aside",
     "verify",
     "weights_folder",
     "write_text",

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from vmamba.weights.loading import find_weights, fit_weights
 from vmamba.weights.reading import load_checkpoint
+from vmamba.weights.released import released_file
 from vmamba.weights.report import LoadReport, WeightsDoNotFit
 
 
 def load_adapted(model: nn.Module, path: str | Path) -> LoadReport:
     """Load a checkpoint into a model that timm built, print and return the report.
 
+    Of a released file the entry whose accuracy was published is taken.
     The head is left fresh where the model has another number of classes than its ``pretrained_cfg``, the first
     convolution is adapted to the model's input channels, and a model without head takes the rest. `WeightsDoNotFit`
     for any other difference.
@@ -25,9 +27,11 @@ def load_adapted(model: nn.Module, path: str | Path) -> LoadReport:
     cfg: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     classifier = cfg.get("classifier") or ""
     classes = getattr(model, "num_classes", None)
+    released = released_file(Path(path).name)
     report, state = fit_weights(
         model,
         load_checkpoint(path),
+        entry=(released.entry if released else "") or None,
         allow_head_mismatch=bool(classes) and classes != cfg.get("num_classes", classes),
         allow_unexpected=(f"{classifier}.*",) if classifier and not classes else (),
         first_conv=cfg.get("first_conv") or "",

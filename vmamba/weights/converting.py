@@ -22,14 +22,14 @@ _FACTS = ("config", "args", "class_names", "epoch", "max_accuracy", "max_accurac
 
 
 def network_prefixes(state: Mapping[str, Tensor]) -> list[str]:
-    """Return the wrappers, or "", behind which a VSSM's keys stand."""
+    """Return the wrappers, or "", behind which the keys of a network of this package stand."""
     return [prefix for prefix in wrapper_prefixes(state) if _is_network(behind(state, prefix))]
 
 
 def plain_weights(payload: Mapping[str, Any], *, prefer_ema: bool = False, **where: Any) -> dict[str, Tensor]:
-    """Return a checkpoint's weights, those of a VSSM without wrappers and under the present names.
+    """Return a checkpoint's weights, those of a network of this package without wrappers, a VSSM's under present names.
 
-    `where` is `entry` or `name` of `find_state_dict`. Where a VSSM is a part of a greater network, as in a detector,
+    `where` is `entry` or `name` of `find_state_dict`. Where the network is a part of a greater one, as in a detector,
     the whole keeps its prefixes. Weights of another kind of network keep all their names.
     """
     _, state = choose_entry(payload, prefer_ema=prefer_ema, **where)
@@ -37,13 +37,18 @@ def plain_weights(payload: Mapping[str, Any], *, prefer_ema: bool = False, **whe
     if not networks:
         return dict(state)
     prefix = choose_prefix(state, lambda part: _is_network(part), prefer_ema)
-    if _is_part(state, networks):
-        return rename_published_keys(state, prefix)[0]
-    return rename_published_keys(behind(state, prefix))[0]
+    whole = _is_part(state, networks)
+    if not _is_vssm(behind(state, prefix)):
+        return dict(state) if whole else behind(state, prefix)
+    return rename_published_keys(state, prefix)[0] if whole else rename_published_keys(behind(state, prefix))[0]
+
+
+def _is_vssm(state: Mapping[str, Tensor]) -> bool:
+    return any(key.startswith("layers.0.blocks.0.") for key in state)
 
 
 def _is_network(state: Mapping[str, Tensor]) -> bool:
-    return any(key.startswith("layers.0.blocks.0.") for key in state)
+    return _is_vssm(state) or any(key.startswith("layers.0.mixer.") for key in state)
 
 
 def _is_part(state: Mapping[str, Tensor], networks: list[str]) -> bool:
@@ -77,6 +82,8 @@ def convert(
     payload = load_checkpoint(source)
     state = plain_weights(payload, entry=entry, prefer_ema=prefer_ema, name=str(source))
     if layout != "present":
+        if not _is_vssm(state):
+            raise UserError(f"--layout {layout}: only a VSSM's weights have other layouts; leave it out for {source}")
         state = in_layout(state, layout)
     if target.exists():
         raise CheckpointError(f"{target} exists; delete it or choose another name")

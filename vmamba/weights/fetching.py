@@ -79,7 +79,7 @@ def _check_first_use(entry: Released, path: Path) -> None:
         raise CheckpointError(f"{path} is not the released file: its sha256 is {found}, not {entry.sha256}; {advice}")
     with torch.device("meta"):
         model = create_model(entry.model)
-    report, state = fit_weights(model, load_checkpoint(path), name=str(path))
+    report, state = fit_weights(model, load_checkpoint(path), entry=entry.entry or None, name=str(path))
     count = sum(value.numel() for value in state.values())
     if not report.clean:
         raise CheckpointError(f"{path} is not the released {entry.model}: {report.summary()}; {advice}")

@@ -99,22 +99,41 @@ def remove_leftovers(folder: str | Path) -> list[Path]:
     return leftovers
 
 
-def newest_good_checkpoint(
-    folder: str | Path, pattern: str = "ckpt_epoch_*.pth"
-) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """Return the checkpoint of the highest epoch that verifies, and (path, reason) of the newer ones that do not.
+def set_aside(path: str | Path) -> Path:
+    """Rename a damaged checkpoint to ``NAME.damaged``, out of the way of its successors, and return that path."""
+    path = Path(path)
+    aside = path.with_name(f"{path.name}.damaged")
+    try:
+        os.replace(path, aside)
+        drop_checkpoint(path)
+    except OSError as error:
+        raise _refused(path, error) from error
+    return aside
 
-    Epochs are read from the file names; modification times play no part. The path is None where nothing is good.
+
+def newest_good_checkpoint(
+    folder: str | Path,
+    pattern: str = "ckpt_epoch_*.pth",
+    place: Callable[[Path], Any] | None = None,
+) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """Return the newest checkpoint that verifies, and (path, reason) of the newer ones that do not.
+
+    `place` orders paths; without it the last number in the file name does. Modification times play no part. The path is
+    None where nothing is good.
     """
-    paths = Path(folder).glob(pattern)
-    numbered = [(int(number[-1]), path) for path in paths if (number := re.findall(r"\d+", path.stem))]
+    order = place or _last_number
     rejected: list[tuple[Path, str]] = []
-    for _, path in sorted(numbered, reverse=True):
+    found = [path for path in Path(folder).glob(pattern) if re.search(r"\d", path.stem)]
+    for path in sorted(found, key=order, reverse=True):
         reason = verify(path)
         if reason is None:
             return path, rejected
         rejected.append((path, reason))
     return None, rejected
+
+
+def _last_number(path: Path) -> int:
+    return int(re.findall(r"\d+", path.stem)[-1])
 
 
 def _record_and_rename(temporary: Path, path: Path, epoch: int | None) -> None:

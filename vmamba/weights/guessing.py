@@ -12,26 +12,27 @@ from vmamba.weights.loading import fit_weights
 
 
 def models_that_fit(payload: Mapping[str, Any], **where: Any) -> list[str]:
-    """Return the names of the models that the weights of a checkpoint fit but for the head, most parameters agreeing.
+    """Return the names of the models that the weights of a checkpoint fit but for the head, as few resized as can be.
 
     `where` is `entry` or `prefer_ema` of `load_weights`. A detector's or a backbone's weights fit the classifier whose
     backbone they are.
     """
     from vmamba import list_models
 
-    names = []
+    fitting = []
     for name in list_models():
         report, _ = fit_weights(
             empty_model(name),
             payload,
             allow_head_mismatch=True,
-            allow_missing=("classifier.*",),
-            allow_unexpected=("outnorm*", "classifier.head.*"),
+            allow_missing=("classifier.*", "head.*"),
+            allow_unexpected=("outnorm*", "classifier.head.*", "head.*"),
             **where,
         )
         if report.clean:
-            names.append(name)
-    return names
+            fitting.append((len(report.resized), name))
+    fewest = min((resized for resized, _ in fitting), default=0)
+    return [name for resized, name in fitting if resized == fewest]
 
 
 def empty_model(name: str, **kwargs: Any) -> nn.Module:

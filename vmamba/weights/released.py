@@ -1,7 +1,8 @@
-"""The checkpoints that the authors of VMamba released: file, release, size and score of each.
+"""The checkpoints that the authors of VMamba, Vim and FastVim released: file, release, size and score of each.
 
-Source: assets/performance.md and the first README of github.com/MzeroMiko/VMamba. Parameters of classifiers are exact
-and checked by a test; those of detectors and segmentors are the table's, in millions. The releases state no digest.
+Source: assets/performance.md and the first README of github.com/MzeroMiko/VMamba; the READMEs of github.com/hustvl/Vim
+and github.com/insitro/FastVim. Parameters of classifiers are exact and checked by a test; those of detectors and
+segmentors are the table's, in millions. The releases state no digest.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 CLASSIFICATION, DETECTION, SEGMENTATION = "classification", "detection", "segmentation"
+PRE_TRAINING = "pre-training"
+# Further files of models that have one of their own: other pooling, or weights that came from a masked autoencoder.
+FURTHER = "further"
 _DOWNLOADS = "https://github.com/MzeroMiko/VMamba/releases/download"
 
 
@@ -18,8 +22,10 @@ class Released:
     """A released checkpoint.
 
     `model` is its network here, for detectors and segmentors the backbone's; `score` is top-1 on ImageNet-1K, box AP on
-    COCO or single-scale mIoU on ADE20K, `second` top-5, mask AP or multi-scale mIoU, all in percent. `parameters` is
-    exact where `tensors`, the length of the state_dict, is given. `averaged` tells that the weights are averaged ones.
+    COCO or single-scale mIoU on ADE20K, `second` top-5, mask AP or multi-scale mIoU, all in percent; top-1 is on the
+    data of `recipe`, for a masked autoencoder after fine-tuning. `parameters` is
+    exact where `tensors`, the length of the state_dict, is given. `averaged` tells that the weights are averaged ones;
+    `entry` is where they are in the file, "" for the usual place. `source` is the address above the tag's.
     """
 
     model: str
@@ -33,11 +39,13 @@ class Released:
     recipe: str = "ImageNet-1K"
     averaged: bool = True
     sha256: str = ""
+    entry: str = ""
+    source: str = _DOWNLOADS
 
     @property
     def url(self) -> str:
         """Where the file is: the tag is the release's, with its '#'."""
-        return f"{_DOWNLOADS}/{quote(self.tag)}/{self.file}"
+        return f"{self.source}/{quote(self.tag)}/{self.file}"
 
 
 def _cls(model: str, tag: str, file: str, parameters: int, tensors: int, top1: float, top5: float | None, **more):
@@ -54,6 +62,21 @@ def _seg(model: str, file: str, millions: int, single: float, multi: float, tag:
     return Released(model, tag, f"{file}.pth", millions * 10**6, single, multi, None, SEGMENTATION, recipe, False)
 
 
+def _vim(model: str, size: str, file: str, parameters: int, tensors: int, top1: float, top5: float) -> Released:
+    source = f"https://huggingface.co/hustvl/Vim-{size}-midclstok/resolve"
+    return Released(model, "main", f"{file}.pth", parameters, top1, top5, tensors, averaged=False, source=source)
+
+
+def _fast(model: str, file: str, parameters: int, tensors: int, top1: float, **more) -> Released:
+    source = "https://github.com/insitro/FastVim/releases/download"
+    return Released(model, "v0", f"{file}.ckpt", parameters, top1, None, tensors, source=source, **more)
+
+
+_EMA: dict = dict(entry="state_dict_ema")
+_PRE: dict = dict(task=PRE_TRAINING, recipe="masked autoencoder, then ImageNet-1K", averaged=False)
+_FINE: dict = dict(_PRE, task=FURTHER)
+_CELLS: dict = dict(recipe="JUMP-CP", averaged=False)
+_CELLS_MAX: dict = dict(task=FURTHER, recipe="JUMP-CP, collapse_method max", averaged=False)
 _V0T, _V0S, _V0B = "vanilla_vmamba_tiny", "vanilla_vmamba_small", "vanilla_vmamba_base"
 _T2, _S2, _B2 = "vmamba_tiny_s2l5", "vmamba_small_s2l15", "vmamba_base_s2l15"
 _T1, _S1, _B1 = "vmamba_tiny_s1l8", "vmamba_small_s1l20", "vmamba_base_s1l20"
@@ -91,12 +114,32 @@ RELEASED = (
     _seg(_S2, f"{_ADE}_small_iter_144000", 82, 50.6, 51.2),
     _seg(_B2, f"{_ADE}_base_iter_160000", 122, 51.0, 51.6),
     _seg(_T1, f"{_ADE}_tiny_s_iter_160000", 62, 47.9, 48.8),
+    _vim("vim_tiny", "tiny", "vim_t_midclstok_76p1acc", 7148008, 415, 76.1, 93.0),
+    _vim("vim_tiny_stride8", "tiny", "vim_t_midclstok_ft_78p3acc", 7250344, 415, 78.3, 94.2),
+    _vim("vim_small", "small", "vim_s_midclstok_80p5acc", 25796584, 415, 80.5, 95.1),
+    _vim("vim_small_stride8", "small", "vim_s_midclstok_ft_81p6acc", 26001256, 415, 81.6, 95.4),
+    _vim("vim_base", "base", "vim_b_midclstok_81p9acc", 97598440, 415, 81.9, 95.8),
+    _fast("fastvim_tiny", "FastVim_tiny", 7166056, 462, 75.4, **_EMA),
+    _fast("fastvim_small", "FastVim_small", 25832680, 462, 81.1, **_EMA),
+    _fast("fastvim_base", "FastVim_base", 97670632, 462, 82.6, **_EMA),
+    _fast("vim_ln_base", "Vim_base_withlayernorm", 97672168, 463, 82.6, **_EMA),
+    _fast("fastvim_base", "finetune_FastVim_base", 97670632, 462, 83.0, **_FINE),
+    _fast("vim_ln_base", "finetune_Vim_base", 97672168, 463, 83.3, **_FINE),
+    _fast("fastmaskvim_base", "FastMaskVim_base", 101428992, 505, 83.0, **_PRE),
+    _fast("vim_mae_base", "pretrain_Vim_base", 101431040, 506, 83.3, **_PRE),
+    _fast("fastchannelvim_small_16", "FastChannelVim_small", 25316129, 463, 73.6, **_CELLS),
+    _fast("fastchannelvim_small_8", "FastChannelVim_small_ps8", 25468193, 463, 83.1, **_CELLS),
+    _fast("fastchannelvim_small_16", "FastChannelVim_small_maxpool", 25316129, 463, 72.9, **_CELLS_MAX),
+    _fast("fastchannelvim_small_8", "FastChannelVim_small_maxpool_ps8", 25468193, 463, 85.0, **_CELLS_MAX),
+    _fast("channelvim_small_16", "ChannelVim_small", 25316513, 464, 73.5, **_CELLS),
+    _fast("channelvim_small_8", "ChannelVim_small_ps8", 25468577, 464, 83.0, **_CELLS),
 )
 
 
 def released_classifier(model: str) -> Released | None:
-    """Return the released ImageNet checkpoint of a model of this package, None where there is none."""
-    return next((entry for entry in RELEASED if entry.model == model and entry.task == CLASSIFICATION), None)
+    """Return the checkpoint that was released for a model of this package by itself, None where there is none."""
+    tasks = (CLASSIFICATION, PRE_TRAINING)
+    return next((entry for entry in RELEASED if entry.model == model and entry.task in tasks), None)
 
 
 def released_file(name: str) -> Released | None:

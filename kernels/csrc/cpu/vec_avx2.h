@@ -3,24 +3,12 @@
 
 #include <immintrin.h>
 
-#define VMAMBA_INLINE inline __attribute__((always_inline))
+typedef __m256 Floats;
+
+#include "vec_basics.h"
 
 namespace {
 
-struct Vec {
-  static constexpr int W = 8;
-  static constexpr bool fast_divide = true;
-  __m256 v;
-
-  static VMAMBA_INLINE Vec set(float x) { return {_mm256_set1_ps(x)}; }
-  static VMAMBA_INLINE Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
-  VMAMBA_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
-};
-
-VMAMBA_INLINE Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
-VMAMBA_INLINE Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
-VMAMBA_INLINE Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
-VMAMBA_INLINE Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
 VMAMBA_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 // The second operand is returned where either is NaN.
 VMAMBA_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }

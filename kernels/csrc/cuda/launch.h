@@ -22,6 +22,10 @@ inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
+inline void clear(float* data, i64 floats, const Queue& queue) {
+  check(cudaMemsetAsync(data, 0, std::size_t(floats) * sizeof(float), queue.stream), "vmamba: memset");
+}
+
 template <typename Args>
 void launch(void (*kernel)(Args), dim3 grid, int threads, int shared_bytes, const Args& args, const Queue& queue) {
   if (shared_bytes > 48 * 1024)

@@ -86,6 +86,7 @@ struct Call {
     s.batch = batch, s.length = steps, s.groups = int(K), s.group_channels = int(width), s.states = int(states);
     s.delta_ratio = int(channels / delta_channels);
     s.softplus = softplus;
+    s.atomics = atomics_wanted();
     s.u = sequence(u);
     s.delta = sequence(delta);
     s.B = projection(B);

@@ -20,9 +20,10 @@ __global__ void __launch_bounds__(kReductionThreads) reduce_projections(const __
   const i64 t = i64(blockIdx.y) * blockDim.x + threadIdx.x;
   if (t >= p.length) return;
   const i64 stride = i64(p.states) * p.length;
-  const float* from = r.partial_BC + ((is_C ? p.batch * p.groups : 0) + pair) * p.blocks * stride + n * p.length + t;
+  const int parts = p.parts();
+  const float* from = r.partial_BC + ((is_C ? p.batch * p.groups : 0) + pair) * parts * stride + n * p.length + t;
   float sum = 0.0f;
-  for (int k = 0; k < p.blocks; ++k) sum += from[k * stride];
+  for (int k = 0; k < parts; ++k) sum += from[k * stride];
   const Projection& to = is_C ? r.dC : r.dB;
   char* target = const_cast<char*>(to.data) + pair / p.groups * to.batch + pair % p.groups * to.group + n * to.state +
                  t * to.time;

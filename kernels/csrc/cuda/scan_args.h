@@ -32,6 +32,7 @@ struct Scan {
   int threads = 32;       // of a block, one a channel
   int delta_ratio = 1;    // channels that share one delta channel
   bool softplus = true;
+  bool atomics = false;   // backward: the blocks of a group add their dB and dC by atomics
   Sequence u;
   Sequence delta;
   Projection B;
@@ -42,6 +43,7 @@ struct Scan {
 
   __host__ __device__ i64 channels() const { return i64(groups) * group_channels; }
   i64 units() const { return batch * groups * blocks; }
+  __host__ __device__ int parts() const { return atomics ? 1 : blocks; }  // of the dB and dC of a group
 };
 
 // Thread blocks that join the segments of one batch element, a thread for each of [N, KD].
@@ -75,7 +77,7 @@ struct Backward {
   Sequence du;
   Sequence ddelta;
   bool ddelta_apart = false;     // ddelta is float32 and has a channel for each channel of u
-  float* partial_BC = nullptr;   // [2, B*K*blocks, N, L]: dB and dC of each block
+  float* partial_BC = nullptr;   // [2, B*K*parts, N, L]: dB and dC of each block, or zeros to which they are added
   float* partial_sums = nullptr;  // [P, N + 2, KD]: dA, dD and the gradient of the bias of each channel
 };
 

@@ -68,6 +68,7 @@ __global__ void __launch_bounds__(kMostThreads, kStates == 1 ? 4 : 2)
   const float skip = p.D && at.exists ? p.D[at.channel] : 0.0f;
   float* running = b.running + at.pass * N * KD + at.channel;
   float* partial_A = b.partial_sums + at.pass * (N + 2) * KD + at.channel;
+  const i64 parts = p.batch * p.groups * p.parts();
   float dskip = 0.0f, dbias = 0.0f;
   float A2[kStates], carry[kStates], dA[kStates];
   if constexpr (kStates == 1) {
@@ -246,7 +247,12 @@ __global__ void __launch_bounds__(kMostThreads, kStates == 1 ? 4 : 2)
         float sum = 0.0f;
         for (int w = 0; w < warps; ++w)
           sum += sums[(parity * warps + w) * Memory::kSums + t * 2 * kStates + which * kStates + j];
-        b.partial_BC[((which * i64(gridDim.x) + at.unit) * N + n0 + j) * p.length + time + t] = sum;
+        const i64 part = p.atomics ? at.batch * p.groups + at.group : at.unit;
+        float* to = b.partial_BC + ((which * parts + part) * N + n0 + j) * p.length + time + t;
+        if (p.atomics)
+          atomicAdd(to, sum);
+        else
+          *to = sum;
       }
     }
 

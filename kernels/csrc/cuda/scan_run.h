@@ -21,6 +21,7 @@ inline void plan(Scan& p, int processors, int wanted_segments = 0) {
     if (fewest == 0 || lanes < fewest) fewest = lanes, p.threads = threads;
   }
   p.blocks = int(ceil_div(p.group_channels, p.threads));
+  p.atomics = p.atomics && p.blocks > 1;
   const i64 busy = p.batch * p.groups * fewest;
   const i64 chunks = ceil_div(p.length, kChunk);
   i64 segments = wanted_segments > 0 ? wanted_segments : i64(processors) * kBusyThreads / (busy > 0 ? busy : 1);
@@ -50,10 +51,11 @@ inline i64 forward_floats(const Scan& p) {
   if (p.segments > 1) return each * (2 * p.states + 1);
   return p.states > kForwardStates ? each * p.states : 0;
 }
+inline i64 projection_floats(const Scan& p) { return 2 * p.batch * p.groups * p.parts() * p.states * p.length; }
 inline i64 backward_floats(const Scan& p) {
   const i64 each = p.batch * p.segments * p.channels();
   const i64 apart = p.delta_ratio > 1 ? p.batch * p.length * p.channels() : 0;
-  return each * (2 * p.states + 2 + (p.segments > 1 ? p.states + 1 : 0)) + apart + 2 * p.units() * p.states * p.length;
+  return each * (2 * p.states + 2 + (p.segments > 1 ? p.states + 1 : 0)) + apart + projection_floats(p);
 }
 
 inline void join(const Joining& j, const Queue& queue) {
@@ -88,7 +90,8 @@ void backward_typed(Backward b, Reduction r, float* scratch, const Queue& queue)
   const dim3 grid(unsigned(p.units()), unsigned(p.segments));
   b.running = take(each * p.states);
   b.partial_sums = take(each * (p.states + 2));
-  b.partial_BC = take(2 * p.units() * p.states * p.length);
+  b.partial_BC = take(projection_floats(p));
+  if (p.atomics) clear(b.partial_BC, projection_floats(p), queue);
   if (p.segments > 1) {
     b.ends = take(each * p.states);
     b.times = take(each);

@@ -66,6 +66,7 @@ struct Call {
     scan.states = int(states);
     scan.delta_ratio = int(channels / delta_channels);
     scan.softplus = softplus;
+    scan.atomics = atomics_wanted();
     plan(scan, queue.processors);
     STD_TORCH_CHECK(scan.units() <= kMostBlocks && 2 * batch * groups * states <= kMostBlocks &&
                         batch * join_blocks(scan) <= kMostBlocks,

@@ -24,14 +24,6 @@ Image image_of(const Tensor& t, const char* name) {
           static_cast<unsigned>(t.stride(2) * element)};
 }
 
-i64 shared_bytes_of(const Tensor& t) {
-  int bytes = 0;
-  const cudaError_t status =
-      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, t.get_device_index());
-  STD_TORCH_CHECK(status == cudaSuccess, "ss2d on cuda: ", cudaGetErrorString(status));
-  return bytes;
-}
-
 // The arguments that the forward and the backward share; holds those that had to be copied.
 struct Call {
   Ss2d ss2d;
@@ -80,7 +72,7 @@ struct Call {
     delta_bias = dense(bias_in, {K * C}, kOperator, "delta_bias");
     p.D = floats(D);
     p.delta_bias = floats(delta_bias);
-    const i64 shared_bytes = shared_bytes_of(x);
+    const i64 shared_bytes = attribute_of(x, cudaDevAttrMaxSharedMemoryPerBlockOptin, kOperator);
     Ss2d later = p;  // a backward that will not fit is refused before the forward has run
     STD_TORCH_CHECK((!backward_follows || ss2d_plan(later, tallies_shared, true, shared_bytes, queue.processors)) &&
                         ss2d_plan(p, tallies_shared, backward, shared_bytes, queue.processors),
@@ -149,6 +141,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> run_backward(
   b.ss2d = p;
   b.tallies_shared = call.tallies_shared;
   b.groups = ss2d_groups(p, call.queue.processors);
+  b.atomics = b.groups > 1 && atomics_wanted();
   b.dout = image_of(dout, "dout");
   b.dout_f32 = dout.scalar_type() == ScalarType::Float;
   b.dx = image_of(dx, "dx");

@@ -92,18 +92,21 @@ struct Ss2dBackward {
   Ss2d ss2d;
   int groups = 1;                        // thread blocks that share the channels of an image, each some blocks in turn
   bool tallies_shared = true;            // the sums over time lie in shared memory, else in `tallies`
+  bool atomics = false;                  // the groups add their dx_dbl by atomics
   Image dout;
   bool dout_f32 = true;                  // else x's type
   Image dx;
   const float* stored_states = nullptr;  // [B, stored, N, K*C]
   float* tallies = nullptr;              // [B * groups, tallies of a block, threads] or absent
-  float* partial_rows = nullptr;         // [groups, B, L, J]: dx_dbl of each group of blocks
+  float* partial_rows = nullptr;         // [parts, B, L, J]: dx_dbl of each group, or zeros to which they are added
   float* partial_weights = nullptr;      // [B, R + N + 2, K*C]: d dt_weight, dA, d delta_bias, dD of each image
+
+  int parts() const { return atomics ? 1 : groups; }
 };
 
 struct Ss2dReduction {
   Ss2d ss2d;
-  int groups = 1;
+  int parts = 1;
   const float* partial_rows = nullptr;
   const float* partial_weights = nullptr;
   Image dx_dbl;                   // [B, J, L]

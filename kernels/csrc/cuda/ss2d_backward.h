@@ -27,8 +27,13 @@ __device__ __forceinline__ float sum_channels(const Ss2dMemory& m, const Ss2dLan
   return sum;
 }
 
-// Adds what a block of channels brings to dx_dbl; the first of a group of blocks starts the sum.
-__device__ __forceinline__ void tally_row(float* to, float value, bool start) { *to = start ? value : *to + value; }
+// Adds what a block of channels brings to dx_dbl; without atomics the first of a group of blocks starts the sum.
+__device__ __forceinline__ void tally_row(float* to, float value, bool start, bool atomics) {
+  if (atomics)
+    atomicAdd(to, value);
+  else
+    *to = start ? value : *to + value;
+}
 
 template <typename T, int kStates, int kAll>
 __global__ void __launch_bounds__(kSs2dThreads) ss2d_backward(const __grid_constant__ Ss2dBackward b) {
@@ -54,7 +59,7 @@ __global__ void __launch_bounds__(kSs2dThreads) ss2d_backward(const __grid_const
   const float* sum_row = to_sum + at.step * m.channels_pitch;
   float* tallies = b.tallies_shared ? shared + m.tallies : b.tallies + i64(blockIdx.x) * tally_rows * p.threads;
   char* inside = reinterpret_cast<char*>(shared + m.sums + at.column);
-  float* partial_rows = b.partial_rows + (i64(group) * p.batch + batch) * p.length * p.row();
+  float* partial_rows = b.partial_rows + (i64(b.atomics ? 0 : group) * p.batch + batch) * p.length * p.row();
   float* partial_weights = b.partial_weights + batch * (p.rank + N + 2) * KC;
   int parity = 0;
   loader.clear(at.lane);
@@ -219,8 +224,8 @@ __global__ void __launch_bounds__(kSs2dThreads) ss2d_backward(const __grid_const
             const float dB = sum_channels(m, at, to_sum, to_B);
             const float dC = sum_channels(m, at, to_sum, to_C);
             if (at.part == 0 && row_exists && n0 + j < N) {
-              tally_row(row + p.rank + n0 + j, dB, start_rows);
-              tally_row(row + p.rank + N + n0 + j, dC, start_rows);
+              tally_row(row + p.rank + n0 + j, dB, start_rows, b.atomics);
+              tally_row(row + p.rank + N + n0 + j, dC, start_rows, b.atomics);
             }
             if (at.slot == 0) shared[m.carry + ((side ^ 1) * m.states + n0 + j) * p.width + at.column] = g[j];
           }
@@ -281,8 +286,8 @@ __global__ void __launch_bounds__(kSs2dThreads) ss2d_backward(const __grid_const
             sum_high = fmaf(d.x, w.x, fmaf(d.y, w.y, fmaf(d.z, w.z, fmaf(d.w, w.w, sum_high))));
           }
           if (row_exists) {
-            tally_row(row + r, sum_low, start_rows);
-            if (r + at.parts < p.rank) tally_row(row + r + at.parts, sum_high, start_rows);
+            tally_row(row + r, sum_low, start_rows, b.atomics);
+            if (r + at.parts < p.rank) tally_row(row + r + at.parts, sum_high, start_rows, b.atomics);
           }
         }
       }

@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kSs2dReductionThreads) ss2d_reduce_rows(const 
   const i64 at_once = i64(gridDim.x) * kSs2dReductionThreads;
   for (i64 q = i64(blockIdx.x) * kSs2dReductionThreads + threadIdx.x; q < all; q += at_once) {
     float sum = 0.0f;
-    for (int group = 0; group < r.groups; ++group) sum += r.partial_rows[group * all + q];
+    for (int part = 0; part < r.parts; ++part) sum += r.partial_rows[part * all + q];
     *reinterpret_cast<T*>(r.dx_dbl.at(q / each, q % J) + q % each / J * r.dx_dbl.position) = narrow<T>(sum);
   }
 }

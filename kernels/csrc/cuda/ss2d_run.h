@@ -84,11 +84,15 @@ inline i64 ss2d_tally_floats(const Ss2dBackward& b) {
   const Ss2d& p = b.ss2d;
   return b.tallies_shared ? 0 : p.batch * b.groups * p.memory.tally_rows() * p.threads;
 }
+inline i64 ss2d_row_floats(const Ss2dBackward& b) {
+  const Ss2d& p = b.ss2d;
+  return b.parts() * p.batch * p.length * p.row();
+}
 inline i64 ss2d_backward_floats(const Ss2dBackward& b) {
   const Ss2d& p = b.ss2d;
   const i64 sums = p.sums_shared || p.directions == 1 ? 0 : p.batch * b.groups * p.length * p.width;
-  const i64 rows = b.groups * p.batch * p.length * p.row();
-  return sums + rows + ss2d_tally_floats(b) + p.batch * (p.rank + p.states + 2) * i64(p.directions) * p.channels;
+  const i64 weights = p.batch * (p.rank + p.states + 2) * i64(p.directions) * p.channels;
+  return sums + ss2d_row_floats(b) + ss2d_tally_floats(b) + weights;
 }
 
 template <typename T>
@@ -111,7 +115,8 @@ void ss2d_backward_of(Ss2dBackward b, Ss2dReduction r, float* scratch, const Que
   Ss2d& p = b.ss2d;
   const i64 KC = i64(p.directions) * p.channels;
   const auto take = [&](i64 floats) { return scratch += floats, scratch - floats; };
-  b.partial_rows = take(b.groups * p.batch * p.length * p.row());
+  b.partial_rows = take(ss2d_row_floats(b));
+  if (b.atomics) clear(b.partial_rows, ss2d_row_floats(b), queue);
   b.partial_weights = take(p.batch * (p.rank + p.states + 2) * KC);
   b.tallies = take(ss2d_tally_floats(b));
   p.sums = scratch;
@@ -125,7 +130,7 @@ void ss2d_backward_of(Ss2dBackward b, Ss2dReduction r, float* scratch, const Que
     launch(ss2d_backward<T, 2, 0>, grid, p.threads, bytes, b, queue);
 
   r.ss2d = p;
-  r.groups = b.groups;
+  r.parts = b.parts();
   r.partial_rows = b.partial_rows;
   r.partial_weights = b.partial_weights;
   const i64 blocks = ceil_div(p.batch * p.length * p.row(), kSs2dReductionThreads);

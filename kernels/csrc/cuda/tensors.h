@@ -7,6 +7,7 @@
 
 #include "../common/tensors.h"
 #include "launch.h"
+#include "library.h"
 
 namespace vmamba::cuda {
 
@@ -15,14 +16,23 @@ constexpr i64 kMostBlocks = 2147483647;
 // Where kernels write floats, nullptr if there are none to write.
 inline float* room(const Tensor& t) { return t.numel() > 0 ? floats(t) : nullptr; }
 
+inline int attribute_of(const Tensor& t, cudaDeviceAttr attribute, const char* op) {
+  int value = 0;
+  const cudaError_t status = cudaDeviceGetAttribute(&value, attribute, t.get_device_index());
+  STD_TORCH_CHECK(status == cudaSuccess, op, ": ", cudaGetErrorString(status));
+  return value;
+}
+
+// Where to launch; an error if this library has no code for the tensor's GPU.
 inline Queue queue_of(const Tensor& t, const char* op) {
+  const char* why = misfit(attribute_of(t, cudaDevAttrComputeCapabilityMajor, op),
+                           attribute_of(t, cudaDevAttrComputeCapabilityMinor, op));
+  STD_TORCH_CHECK(why == nullptr, op, ": ", why);
   Queue queue;
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
   queue.stream = static_cast<cudaStream_t>(stream);
-  const cudaError_t status =
-      cudaDeviceGetAttribute(&queue.processors, cudaDevAttrMultiProcessorCount, t.get_device_index());
-  STD_TORCH_CHECK(status == cudaSuccess, op, ": ", cudaGetErrorString(status));
+  queue.processors = attribute_of(t, cudaDevAttrMultiProcessorCount, op);
   return queue;
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backends import require
+from ..backends import constant_in_graphs, require
 from .arguments import check, directions, grouped, widen
 from .op import forward
 
@@ -62,7 +62,7 @@ def causal_conv1d(
     return forward(x, filters, offsets, flags, silu, flip_output, backend or "")
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _required(backend: str, device: str) -> str:
     """The name of a backend that is there; a graph takes it as it was when it was traced."""
     return require("causal_conv1d", backend, device).name

@@ -1,16 +1,35 @@
-"""Checks of the arguments of the pooled scan, before anything is launched."""
+"""The arguments of the pooled scan: how backends take them, and their checks before anything is launched."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..selective_scan.arguments import fits, refuse
+from .tokens import Tokens
 
 MOST_GROUPS = 32
+
+
+class Inputs(NamedTuple):
+    """What a backend scans, in the order of the op's schema; A, D and delta_bias in the working type."""
+
+    u_full: Tensor  # [B, K, D, L]
+    u_pooled: Tensor  # [B, K*D, P]
+    delta: Tensor  # [B, DD, P]
+    A: Tensor  # [K*D, N]
+    B: Tensor  # [B, K, N, P]
+    C: Tensor  # [B, K, N, P]
+    D: Tensor | None  # [K*D]
+    delta_bias: Tensor | None  # [DD]
+    tokens: Tokens
+    reverse: Sequence[bool]
+    delta_softplus: bool
+    average: bool
 
 
 def check(

@@ -10,7 +10,8 @@ from torch import Tensor
 from .. import native
 from ..registration import library
 from ..selective_scan.layout import chunk_length, empty_sequence
-from .tokens import Tokens, is_channel_last
+from .arguments import Inputs
+from .tokens import is_channel_last
 
 _TENSORS = "Tensor u_full, Tensor u_pooled, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias"
 _OPTIONS = "int outer, int pool1, int inner, int pool2, int reverse, bool delta_softplus, bool average, int chunk"
@@ -51,48 +52,26 @@ def _as_stored(gradient: Tensor, like: Tensor) -> Tensor:
     return gradient if gradient.stride() == expected.stride() else empty_sequence(like, like.dtype).copy_(gradient)
 
 
-def forward(
-    u_full: Tensor,
-    u_pooled: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    tokens: Tokens,
-    reverse: Sequence[bool],
-    delta_softplus: bool,
-    average: bool,
-    out_dtype: torch.dtype,
-    save_states: bool,
-) -> tuple[Tensor, Tensor]:
+def _tensors(inputs: Inputs) -> tuple[Tensor | None, ...]:
+    """Those of the inputs, as the library reads them."""
+    u_full, u_pooled, delta, *weights = inputs[:8]
+    return lined_up(u_full), _channels_dense(u_pooled), _channels_dense(delta), *weights
+
+
+def _options(inputs: Inputs) -> tuple[int, ...]:
+    """The others: sizes, reversed groups and flags."""
+    chunk = chunk_length(inputs.A.shape[1], inputs.A.device.type)
+    return *inputs.tokens, mask(inputs.reverse), inputs.delta_softplus, inputs.average, chunk
+
+
+def forward(inputs: Inputs, out_dtype: torch.dtype, save_states: bool) -> tuple[Tensor, Tensor]:
     """As `reference.forward`."""
-    chunk = chunk_length(A.shape[1], u_full.device.type)
-    options = (*tokens, mask(reverse), delta_softplus, average, chunk, out_dtype, save_states)
-    inputs = (lined_up(u_full), _channels_dense(u_pooled), _channels_dense(delta), A, B, C, D, delta_bias)
-    return torch.ops.vmamba._pooled_scan(*inputs, *options)
+    return torch.ops.vmamba._pooled_scan(*_tensors(inputs), *_options(inputs), out_dtype, save_states)
 
 
-def backward(
-    dy: Tensor,
-    u_full: Tensor,
-    u_pooled: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    states: Tensor,
-    tokens: Tokens,
-    reverse: Sequence[bool],
-    delta_softplus: bool,
-    average: bool,
-) -> tuple[Tensor, ...]:
+def backward(dy: Tensor, inputs: Inputs, states: Tensor) -> tuple[Tensor, ...]:
     """As `reference.backward`."""
-    options = (*tokens, mask(reverse), delta_softplus, average, chunk_length(A.shape[1], u_full.device.type))
-    dense = (_channels_dense(u_pooled), _channels_dense(delta))
-    inputs = (lined_up_as(dy, u_full), lined_up(u_full), *dense, A, B, C, D, delta_bias, states)
-    du_full, du, ddelta, *rest = torch.ops.vmamba._pooled_scan_backward(*inputs, *options)
-    return du_full, _as_stored(du, u_pooled), _as_stored(ddelta, delta), *rest
+    dy = lined_up_as(dy, inputs.u_full)
+    grads = torch.ops.vmamba._pooled_scan_backward(dy, *_tensors(inputs), states, *_options(inputs))
+    du_full, du, ddelta, *rest = grads
+    return du_full, _as_stored(du, inputs.u_pooled), _as_stored(ddelta, inputs.delta), *rest

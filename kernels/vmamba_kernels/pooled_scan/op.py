@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -17,8 +17,10 @@ from ..backends import Backend, choose, register
 from ..registration import define, differentiate, one_by_one, vectorize
 from ..selective_scan.layout import empty_projection, empty_sequence, stored_states
 from ..selective_scan.op import by_device, by_device_backward
+from ..selective_scan.reference import Scan
 from ..triton_support import triton_backend
 from . import library, reference
+from .arguments import Inputs
 from .tokens import empty_full, empty_output
 
 _TENSORS = "Tensor u_full, Tensor u_pooled, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias"
@@ -38,7 +40,7 @@ def _implementation(backend: str) -> _Implementation:
         module = import_module(f"{__package__}.triton")
         return _Implementation(module.forward, module.backward)
     if backend == "unfused":
-        scan = reference.Scan(by_device, by_device_backward)
+        scan = Scan(by_device, by_device_backward)
         return _Implementation(partial(reference.forward, scan=scan), partial(reference.backward, scan=scan))
     return _Implementation(reference.forward, reference.backward)
 
@@ -48,56 +50,32 @@ def backend_for(dtype: torch.dtype, device: str) -> str:
     return "reference" if dtype is torch.float64 else choose("pooled_scan", device)[0].name
 
 
-def _forward(u_full: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    *rest, backend = arguments
-    return _implementation(backend or backend_for(u_full.dtype, u_full.device.type)).forward(u_full, *rest)
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    *given, out_dtype, save_states, backend = arguments
+    inputs = Inputs(*given)
+    backend = backend or backend_for(inputs.u_full.dtype, inputs.u_full.device.type)
+    return _implementation(backend).forward(inputs, out_dtype, save_states)
 
 
-def _backward(dy: Tensor, u_full: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    *rest, backend = arguments
-    return _implementation(backend or backend_for(u_full.dtype, u_full.device.type)).backward(dy, u_full, *rest)
+def _backward(dy: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    *given, backend = arguments
+    inputs = Inputs(*given[:8], *given[9:])
+    backend = backend or backend_for(inputs.u_full.dtype, inputs.u_full.device.type)
+    return _implementation(backend).backward(dy, inputs, given[8])
 
 
-def _forward_fake(
-    u_full: Tensor,
-    u_pooled: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    tokens: Sequence[int],
-    reverse: Sequence[bool],
-    delta_softplus: bool,
-    average: bool,
-    out_dtype: torch.dtype,
-    save_states: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
+def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
+    *given, out_dtype, save_states, _ = arguments
+    inputs = Inputs(*given)
+    u_full, u_pooled, A, average = inputs.u_full, inputs.u_pooled, inputs.A, inputs.average
     batch, groups, channels, _ = u_full.shape
     d_state = A.shape[1]
     kept = stored_states(u_pooled.shape[2], d_state, u_full.device.type) if save_states else 0
     return empty_output(u_full, out_dtype, average), A.new_empty(groups, batch, kept, d_state, channels)
 
 
-def _backward_fake(
-    dy: Tensor,
-    u_full: Tensor,
-    u_pooled: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    states: Tensor,
-    tokens: Sequence[int],
-    reverse: Sequence[bool],
-    delta_softplus: bool,
-    average: bool,
-    backend: str,
-) -> tuple[Tensor, ...]:
+def _backward_fake(dy: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    u_full, u_pooled, delta, A, B, C, D, delta_bias = arguments[:8]
     return (
         u_full.new_empty(0) if D is None else empty_full(u_full),
         empty_sequence(u_pooled, u_pooled.dtype),

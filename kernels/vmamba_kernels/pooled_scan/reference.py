@@ -13,25 +13,13 @@ Source: Kapse et al., "Fast Vision Mamba", 2025, section 3 (arXiv 2502.00594).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from ..selective_scan import reference as selective_scan
 from ..selective_scan.layout import empty_projection, empty_sequence
+from ..selective_scan.reference import SEQUENTIAL, Scan
+from .arguments import Inputs
 from .tokens import Tokens, empty_full, empty_output, orient
-
-
-class Scan(NamedTuple):
-    """The selective scan that serves the pooled sequence."""
-
-    forward: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    backward: Callable[..., tuple[Tensor, ...]]
-
-
-SEQUENTIAL = Scan(selective_scan.forward, selective_scan.backward)
 
 
 def _spread(pooled: Tensor, tokens: Tokens) -> Tensor:
@@ -40,23 +28,10 @@ def _spread(pooled: Tensor, tokens: Tokens) -> Tensor:
 
 
 def forward(
-    u_full: Tensor,
-    u_pooled: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    tokens: Tokens,
-    reverse: Sequence[bool],
-    delta_softplus: bool,
-    average: bool,
-    out_dtype: torch.dtype,
-    save_states: bool,
-    scan: Scan = SEQUENTIAL,
+    inputs: Inputs, out_dtype: torch.dtype, save_states: bool, scan: Scan = SEQUENTIAL
 ) -> tuple[Tensor, Tensor]:
     """Output [B, KD, L], averaged [B, D, L], and the kept states [K, B, chunks - 1, N, D] in the order of each scan."""
+    u_full, u_pooled, delta, A, B, C, D, delta_bias, tokens, reverse, delta_softplus, average = inputs
     groups, channels = u_full.shape[1:3]
     with torch.autocast(u_full.device.type, enabled=False):
         turned = (orient(u_pooled, reverse), orient(delta, reverse), A, orient(B, reverse), orient(C, reverse))
@@ -70,23 +45,7 @@ def forward(
         return out, states.unflatten(-1, (groups, channels)).permute(3, 0, 1, 2, 4).contiguous()
 
 
-def backward(
-    dy: Tensor,
-    u_full: Tensor,
-    u_pooled: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    states: Tensor,
-    tokens: Tokens,
-    reverse: Sequence[bool],
-    delta_softplus: bool,
-    average: bool,
-    scan: Scan = SEQUENTIAL,
-) -> tuple[Tensor, ...]:
+def backward(dy: Tensor, inputs: Inputs, states: Tensor, scan: Scan = SEQUENTIAL) -> tuple[Tensor, ...]:
     """Gradients of u_full, u_pooled, delta, A, B, C, D, delta_bias, in the types of the arguments.
 
     Those of u_full and D are empty without D, that of delta_bias without it. A pooled step receives the sum of the
@@ -96,6 +55,7 @@ def backward(
 
     each over K where the groups are averaged.
     """
+    u_full, u_pooled, delta, A, B, C, D, delta_bias, tokens, reverse, delta_softplus, average = inputs
     batch, groups, channels, _ = u_full.shape
     share = 1.0 / groups if average else 1.0
     with torch.autocast(u_full.device.type, enabled=False):

@@ -8,7 +8,6 @@ u_full and dy need their channels or their tokens side by side and are copied ot
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -16,8 +15,9 @@ from torch import Tensor
 from triton import cdiv, next_power_of_2
 
 from ..selective_scan.layout import chunk_length, empty_projection, empty_sequence, stored_states
+from .arguments import Inputs
 from .library import lined_up, lined_up_as, mask
-from .tokens import Tokens, empty_full, empty_output, is_channel_last
+from .tokens import empty_full, empty_output, is_channel_last
 from .triton_kernels import expand_kernel, gather_kernel, scan_backward_kernel, scan_kernel
 
 # A program of the sums over the tokens takes several steps where that many programs are left to fill the GPU.
@@ -44,23 +44,9 @@ def _line(x: Tensor, channel_last: bool) -> int:
     return x.stride(-1) if channel_last else x.stride(-2)
 
 
-def forward(
-    u_full: Tensor,
-    u_pooled: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    tokens: Tokens,
-    reverse: Sequence[bool],
-    delta_softplus: bool,
-    average: bool,
-    out_dtype: torch.dtype,
-    save_states: bool,
-) -> tuple[Tensor, Tensor]:
+def forward(inputs: Inputs, out_dtype: torch.dtype, save_states: bool) -> tuple[Tensor, Tensor]:
     """As `reference.forward`."""
+    u_full, u_pooled, delta, A, B, C, D, delta_bias, tokens, reverse, delta_softplus, average = inputs
     u_full, A = lined_up(u_full), A.contiguous()
     batch, groups, channels, length = u_full.shape
     steps, N = u_pooled.shape[2], A.shape[1]
@@ -92,23 +78,9 @@ def forward(
     return y, states
 
 
-def backward(
-    dy: Tensor,
-    u_full: Tensor,
-    u_pooled: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    states: Tensor,
-    tokens: Tokens,
-    reverse: Sequence[bool],
-    delta_softplus: bool,
-    average: bool,
-) -> tuple[Tensor, ...]:
+def backward(dy: Tensor, inputs: Inputs, states: Tensor) -> tuple[Tensor, ...]:
     """As `reference.backward`."""
+    u_full, u_pooled, delta, A, B, C, D, delta_bias, tokens, reverse, delta_softplus, average = inputs
     dy, u_full, A = lined_up_as(dy, u_full), lined_up(u_full), A.contiguous()
     batch, groups, channels, _ = u_full.shape
     steps, N, KD, ratio = u_pooled.shape[2], A.shape[1], groups * channels, groups * channels // delta.shape[1]

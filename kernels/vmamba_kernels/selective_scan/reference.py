@@ -15,7 +15,8 @@ Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State S
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -188,3 +189,13 @@ def backward(
             du[:, :, start:stop] = du_l.flatten(2).permute(1, 2, 0)
             ddelta[:, :, start:stop] = draw.permute(1, 2, 0)
     return du, ddelta, dA.view_as(A_flat), dB, dC, dD, ddelta_bias
+
+
+class Scan(NamedTuple):
+    """An implementation of the scan, for what is put together around one: functions with its ops' signatures."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+
+
+SEQUENTIAL = Scan(forward, backward)

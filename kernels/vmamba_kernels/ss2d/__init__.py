@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backends import names, require
+from ..backends import constant_in_graphs, names, require
 from ..cross_scan.orders import find_order
 from ..selective_scan.arguments import unify, widen
 from .arguments import check
@@ -78,7 +78,7 @@ def ss2d(
     return forward(*tensors, found.name, channel_first, out_dtype, save_states, backend or "")[0]
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def fuses(dtype: torch.dtype, device: str, backend: str | None = None) -> bool:
     """Whether `ss2d` is more than its pieces for tensors of a type on a device type, so that a model should call it.
 

@@ -1,12 +1,31 @@
-"""Checks of the arguments of ss2d, before anything is launched."""
+"""The arguments of ss2d: how backends take them, and their checks before anything is launched."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..selective_scan.arguments import INPUT_DTYPES, MAX_STATES
 from .layout import sizes
+
+
+class Inputs(NamedTuple):
+    """What a backend scans, in the order of the op's schema; the weights in the working type."""
+
+    x: Tensor  # [B, H, W, C], or [B, C, H, W] if channel_first
+    x_dbl: Tensor  # [B, H, W, K*(R+2N)], or [B, K*(R+2N), H, W]
+    dt_weight: Tensor  # [K, C, R]
+    A: Tensor  # [K*C, N]
+    D: Tensor | None  # [K*C]
+    delta_bias: Tensor | None  # [K*C]
+    order: str
+    channel_first: bool
+
+
+# Of x, x_dbl, dt_weight, A, D, delta_bias, the last two empty if absent, in the arguments' types.
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def check(

@@ -18,8 +18,10 @@ from torch import Tensor
 from ..backends import Backend, choose, register
 from ..registration import define, differentiate, one_by_one, vectorize
 from ..selective_scan.op import by_device, by_device_backward
+from ..selective_scan.reference import Scan
 from ..triton_support import triton_backend
 from . import reference, sequences
+from .arguments import Gradients, Inputs
 from .layout import empty_image, graph_states, in_graph, sizes, stored_states
 
 _INPUTS = "Tensor x, Tensor x_dbl, Tensor dt_weight, Tensor A, Tensor? D, Tensor? delta_bias"
@@ -27,7 +29,7 @@ _INPUTS = "Tensor x, Tensor x_dbl, Tensor dt_weight, Tensor A, Tensor? D, Tensor
 
 class _Implementation(NamedTuple):
     forward: Callable[..., tuple[Tensor, Tensor]]
-    backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]]
+    backward: Callable[..., Gradients]
 
 
 def _module(module: ModuleType) -> _Implementation:
@@ -40,7 +42,7 @@ def _triton() -> _Implementation:
     def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
         return import_module(f"{__package__}.triton").forward(*arguments)
 
-    def backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def backward(*arguments: Any) -> Gradients:
         return import_module(f"{__package__}.triton").backward(*arguments)
 
     return _Implementation(forward, backward)
@@ -48,7 +50,7 @@ def _triton() -> _Implementation:
 
 def _unfused() -> _Implementation:
     """The reference's composition, with the selective scan of the tensor's device inside."""
-    scan = reference.Scan(by_device, by_device_backward)
+    scan = Scan(by_device, by_device_backward)
     return _Implementation(partial(reference.forward, scan=scan), partial(reference.backward, scan=scan))
 
 
@@ -66,76 +68,35 @@ def backend_for(dtype: torch.dtype, device: str) -> str:
     return "reference" if dtype is torch.float64 else choose("ss2d", device)[0].name
 
 
-def _forward(
-    x: Tensor,
-    x_dbl: Tensor,
-    dt_weight: Tensor,
-    A: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    order: str,
-    channel_first: bool,
-    out_dtype: torch.dtype,
-    save_states: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    run = _implementations[backend or backend_for(x.dtype, x.device.type)].forward
-    y, states = run(x, x_dbl, dt_weight, A, D, delta_bias, order, channel_first, out_dtype, save_states)
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    *given, out_dtype, save_states, backend = arguments
+    inputs = Inputs(*given)
+    run = _implementations[backend or backend_for(inputs.x.dtype, inputs.x.device.type)].forward
+    y, states = run(inputs, out_dtype, save_states)
     return y, in_graph(states) if save_states else states
 
 
-def _backward(
-    dy: Tensor,
-    x: Tensor,
-    x_dbl: Tensor,
-    dt_weight: Tensor,
-    A: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    states: Tensor,
-    order: str,
-    channel_first: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    run = _implementations[backend or backend_for(x.dtype, x.device.type)].backward
-    _, _, H, W = sizes(x, channel_first)
-    kept = stored_states(H * W, A.shape[1], x.device.type)
-    states = states[:, :kept].contiguous() if kept < 2 else states
-    return run(dy, x, x_dbl, dt_weight, A, D, delta_bias, states, order, channel_first)
+def _backward(dy: Tensor, *arguments: Any) -> Gradients:
+    *tensors, states, order, channel_first, backend = arguments
+    inputs = Inputs(*tensors, order, channel_first)
+    device = inputs.x.device.type
+    run = _implementations[backend or backend_for(inputs.x.dtype, device)].backward
+    _, _, H, W = sizes(inputs.x, channel_first)
+    kept = stored_states(H * W, inputs.A.shape[1], device)
+    return run(dy, inputs, states[:, :kept].contiguous() if kept < 2 else states)
 
 
-def _forward_fake(
-    x: Tensor,
-    x_dbl: Tensor,
-    dt_weight: Tensor,
-    A: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    order: str,
-    channel_first: bool,
-    out_dtype: torch.dtype,
-    save_states: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
+def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
+    *given, out_dtype, save_states, _ = arguments
+    x, _, _, A, _, _, _, channel_first = Inputs(*given)
     batch, _, H, W = sizes(x, channel_first)
     d_state = A.shape[1]
     kept = graph_states(H * W, d_state, x.device.type) if save_states else 0
     return empty_image(x, out_dtype, channel_first), A.new_empty(batch, kept, d_state, A.shape[0])
 
 
-def _backward_fake(
-    dy: Tensor,
-    x: Tensor,
-    x_dbl: Tensor,
-    dt_weight: Tensor,
-    A: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    states: Tensor,
-    order: str,
-    channel_first: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _backward_fake(dy: Tensor, *arguments: Any) -> Gradients:
+    x, x_dbl, dt_weight, A, D, delta_bias, _, _, channel_first, _ = arguments
     return (
         empty_image(x, x.dtype, channel_first),
         empty_image(x_dbl, x_dbl.dtype, channel_first),

@@ -13,25 +13,15 @@ C channels, R rank, N states. Source: Liu et al., "VMamba", 2024, section 4.2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..cross_scan import copies
-from ..selective_scan import reference as scan_reference
+from ..selective_scan.reference import SEQUENTIAL, Scan
+from .arguments import Gradients, Inputs
 from .layout import image_like, sizes
-
-
-class Scan(NamedTuple):
-    """An implementation of the selective scan: functions with the signatures of its registered ops."""
-
-    forward: Callable[..., Any]
-    backward: Callable[..., Any]
-
-
-REFERENCE_SCAN = Scan(scan_reference.forward, scan_reference.backward)
 
 
 class _Sequences(NamedTuple):
@@ -48,9 +38,9 @@ def _channel_last(x: Tensor, channel_first: bool, work: torch.dtype) -> Tensor:
     return (x.permute(0, 2, 3, 1) if channel_first else x).to(work)
 
 
-def _sequences(
-    x: Tensor, x_dbl: Tensor, dt_weight: Tensor, d_state: int, order: str, channel_first: bool
-) -> _Sequences:
+def _sequences(inputs: Inputs) -> _Sequences:
+    x, x_dbl, dt_weight, A, _, _, order, channel_first = inputs
+    d_state = A.shape[1]
     K, channels, rank = dt_weight.shape
     work = dt_weight.dtype
     x, x_dbl = _channel_last(x, channel_first, work), _channel_last(x_dbl, channel_first, work)
@@ -64,46 +54,26 @@ def _sequences(
 
 
 def forward(
-    x: Tensor,
-    x_dbl: Tensor,
-    dt_weight: Tensor,
-    A: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    order: str,
-    channel_first: bool,
-    out_dtype: torch.dtype,
-    save_states: bool,
-    scan: Scan = REFERENCE_SCAN,
+    inputs: Inputs, out_dtype: torch.dtype, save_states: bool, scan: Scan = SEQUENTIAL
 ) -> tuple[Tensor, Tensor]:
     """y in the layout of x, and the states at the starts of the chunks [B, chunks - 1, N, K*C]."""
+    x, x_dbl, dt_weight, A, D, delta_bias, order, channel_first = inputs
     with torch.autocast(x.device.type, enabled=False):
         batch, channels, H, W = sizes(x, channel_first)
-        s = _sequences(x, x_dbl, dt_weight, A.shape[1], order, channel_first)
+        s = _sequences(inputs)
         y, _, states = scan.forward(s.u, s.delta, A, s.B, s.C, D, delta_bias, True, A.dtype, save_states)
         y = y.transpose(1, 2).reshape(batch, H, W, len(dt_weight), channels)
         y = copies.merge(y, order, False, False, False)  # [B, L, C]
         return image_like(y.transpose(1, 2).to(out_dtype), x, channel_first), states
 
 
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    x_dbl: Tensor,
-    dt_weight: Tensor,
-    A: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    states: Tensor,
-    order: str,
-    channel_first: bool,
-    scan: Scan = REFERENCE_SCAN,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, x_dbl, dt_weight, A, D, delta_bias, the last two empty if absent, in the arguments' types."""
+def backward(dy: Tensor, inputs: Inputs, states: Tensor, scan: Scan = SEQUENTIAL) -> Gradients:
+    """The gradients of the inputs."""
+    x, x_dbl, dt_weight, A, D, delta_bias, order, channel_first = inputs
     with torch.autocast(x.device.type, enabled=False):
         batch, channels, H, W = sizes(x, channel_first)
         K, _, rank = dt_weight.shape
-        s = _sequences(x, x_dbl, dt_weight, A.shape[1], order, channel_first)
+        s = _sequences(inputs)
         dy = copies.scan(_channel_last(dy, channel_first, A.dtype), order, False, False, False)  # [B, L, K, C]
         dy = dy.flatten(2).transpose(1, 2)  # [B, K*C, L]
         du, ddelta, dA, dB, dC, dD, dbias = scan.backward(

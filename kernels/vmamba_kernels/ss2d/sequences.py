@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import native
 from ..cross_scan.orders import map_caches, order_map
 from ..registration import library
+from .arguments import Gradients, Inputs
 from .layout import chunk_length, image_like, positions_last, sizes
 
 _INPUTS = "Tensor x, Tensor x_dbl, Tensor dt_weight, Tensor A, Tensor? D, Tensor? delta_bias, Tensor maps"
@@ -62,13 +63,14 @@ def _rows(x_dbl: Tensor, channel_first: bool) -> Tensor:
 
 
 @contextmanager
-def _refusals_named(x_dbl: Tensor, dt_weight: Tensor, A: Tensor) -> Iterator[None]:
+def _refusals_named(inputs: Inputs) -> Iterator[None]:
     """Turns the library's refusal of sizes that do not fit a GPU's shared memory into a ValueError with the remedy."""
     try:
         yield
     except RuntimeError as error:
         if "shared memory of this GPU" not in str(error):
             raise
+        x_dbl, dt_weight, A = inputs.x_dbl, inputs.dt_weight, inputs.A
         raise ValueError(
             f"x_dbl: {tuple(x_dbl.shape)} beside dt_weight {tuple(dt_weight.shape)} and A {tuple(A.shape)}: on backend "
             f"'cuda' N = {A.shape[1]} and R = {dt_weight.shape[2]} do not fit into the shared memory of this GPU; "
@@ -80,62 +82,30 @@ def _dense(weight: Tensor | None) -> Tensor | None:
     return None if weight is None else weight.contiguous()
 
 
-def forward(
-    x: Tensor,
-    x_dbl: Tensor,
-    dt_weight: Tensor,
-    A: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    order: str,
-    channel_first: bool,
-    out_dtype: torch.dtype,
-    save_states: bool,
-) -> tuple[Tensor, Tensor]:
+def _tensors(inputs: Inputs) -> tuple[Tensor | None, ...]:
+    """Those of the inputs as the library reads them, and the map of the order."""
+    x, x_dbl, dt_weight, A, D, delta_bias, order, channel_first = inputs
+    _, _, H, W = sizes(x, channel_first)
+    images = (_sequence(x, channel_first), _rows(x_dbl, channel_first))
+    weights = (dt_weight.contiguous(), A.contiguous(), _dense(D), _dense(delta_bias))
+    return *images, *weights, _map(order, H, W, x.device)
+
+
+def forward(inputs: Inputs, out_dtype: torch.dtype, save_states: bool) -> tuple[Tensor, Tensor]:
     """As `reference.forward`."""
-    _, _, H, W = sizes(x, channel_first)
-    with _refusals_named(x_dbl, dt_weight, A):
-        y, states = torch.ops.vmamba._ss2d_sequences(
-            _sequence(x, channel_first),
-            _rows(x_dbl, channel_first),
-            dt_weight.contiguous(),
-            A.contiguous(),
-            _dense(D),
-            _dense(delta_bias),
-            _map(order, H, W, x.device),
-            chunk_length(A.shape[1], x.device.type),
-            out_dtype,
-            save_states,
-        )
-    return image_like(y, x, channel_first), states
+    chunk = chunk_length(inputs.A.shape[1], inputs.x.device.type)
+    with _refusals_named(inputs):
+        y, states = torch.ops.vmamba._ss2d_sequences(*_tensors(inputs), chunk, out_dtype, save_states)
+    return image_like(y, inputs.x, inputs.channel_first), states
 
 
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    x_dbl: Tensor,
-    dt_weight: Tensor,
-    A: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    states: Tensor,
-    order: str,
-    channel_first: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def backward(dy: Tensor, inputs: Inputs, states: Tensor) -> Gradients:
     """As `reference.backward`."""
-    _, _, H, W = sizes(x, channel_first)
-    with _refusals_named(x_dbl, dt_weight, A):
+    x, x_dbl, channel_first = inputs.x, inputs.x_dbl, inputs.channel_first
+    chunk = chunk_length(inputs.A.shape[1], x.device.type)
+    with _refusals_named(inputs):
         dx, dx_dbl, *weights = torch.ops.vmamba._ss2d_sequences_backward(
-            _sequence(dy, channel_first),
-            _sequence(x, channel_first),
-            _rows(x_dbl, channel_first),
-            dt_weight.contiguous(),
-            A.contiguous(),
-            _dense(D),
-            _dense(delta_bias),
-            _map(order, H, W, x.device),
-            states.contiguous(),
-            chunk_length(A.shape[1], x.device.type),
+            _sequence(dy, channel_first), *_tensors(inputs), states.contiguous(), chunk
         )
     dx_dbl = dx_dbl.transpose(1, 2).to(x_dbl.dtype)
     return image_like(dx, x, channel_first), image_like(dx_dbl, x_dbl, channel_first), *weights

@@ -16,6 +16,7 @@ from triton import cdiv
 
 from ..cross_scan.orders import order_map
 from ..selective_scan.triton_chunks import block_of, join
+from .arguments import Gradients, Inputs
 from .layout import chunk_length, empty_image, positions_last, sizes, stored_states
 from .triton_backward import gradients_kernel, pull_kernel
 from .triton_dt import project_back_kernel, project_kernel
@@ -96,19 +97,9 @@ def _project(
     return raw
 
 
-def forward(
-    x: Tensor,
-    x_dbl: Tensor,
-    dt_weight: Tensor,
-    A: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    order: str,
-    channel_first: bool,
-    out_dtype: torch.dtype,
-    save_states: bool,
-) -> tuple[Tensor, Tensor]:
+def forward(inputs: Inputs, out_dtype: torch.dtype, save_states: bool) -> tuple[Tensor, Tensor]:
     """As `reference.forward`."""
+    x, x_dbl, dt_weight, A, D, delta_bias, order, channel_first = inputs
     batch, C, H, W = sizes(x, channel_first)
     K, _, R = dt_weight.shape
     N, L = A.shape[1], H * W
@@ -141,19 +132,9 @@ def forward(
     return y.finish(channel_first), states if save_states else states.new_empty(batch, 0, N, K * C)
 
 
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    x_dbl: Tensor,
-    dt_weight: Tensor,
-    A: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    states: Tensor,
-    order: str,
-    channel_first: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def backward(dy: Tensor, inputs: Inputs, states: Tensor) -> Gradients:
     """As `reference.backward`."""
+    x, x_dbl, dt_weight, A, D, delta_bias, order, channel_first = inputs
     batch, C, H, W = sizes(x, channel_first)
     K, _, R = dt_weight.shape
     N, L = A.shape[1], H * W

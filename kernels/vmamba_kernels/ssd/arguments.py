@@ -1,13 +1,33 @@
-"""Checks of the arguments of ssd, before anything is launched."""
+"""The arguments of ssd: how backends take them, and their checks before anything is launched."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..selective_scan.arguments import INPUT_DTYPES, MAX_STATES
+
+
+class Inputs(NamedTuple):
+    """What a backend scans, in the order of the op's schema; A, D, dt_bias and initial_states in the working type."""
+
+    x: Tensor  # [B, L, H, P]
+    dt: Tensor  # [B, L, H]
+    A: Tensor  # [H]
+    B: Tensor  # [B, L, G, N]
+    C: Tensor  # [B, L, G, N]
+    D: Tensor | None  # [H, P]
+    dt_bias: Tensor | None  # [H]
+    initial_states: Tensor | None  # [B, H, P, N]
+    dt_softplus: bool
+    dt_min: float
+    dt_max: float
+
+
+# Of x, dt, A, B, C, D, dt_bias, initial_states, the last three empty if absent.
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 FORMS = {
     "x": "[B, L, H, P]",

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .arguments import Gradients, Inputs
 from .reference import Steps, step_sizes, through_step_sizes
 
 # Elements of the largest intermediate, [chunks, H, Q, Q], that is made at once: within the cache on a CPU.
@@ -136,26 +137,13 @@ def _states_after(
     return grads, grad, decay
 
 
-def forward(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    initial_states: Tensor | None,
-    dt_softplus: bool,
-    dt_min: float,
-    dt_max: float,
-    out_dtype: torch.dtype,
-    chunk: int,
-) -> tuple[Tensor, Tensor]:
+def forward(inputs: Inputs, out_dtype: torch.dtype, chunk: int) -> tuple[Tensor, Tensor]:
     """Output [B, L, H, P] and last state [B, H, P, N]."""
+    x, _, A, B, C, D, _, initial_states = inputs[:8]
     batch, length, heads, width = x.shape
     work, chunk = A.dtype, min(chunk, length)
     with torch.autocast(x.device.type, enabled=False):
-        steps = step_sizes(dt, dt_bias, dt_softplus, dt_min, dt_max, work)
+        steps = step_sizes(inputs)
         parts = _chunks(x, steps, A, B, C, chunk)
         skip = None if D is None else D.reshape(*parts.x.shape[3:])
         states, last = _states_before(parts, A, initial_states, chunk)
@@ -175,22 +163,7 @@ def forward(
     return y.contiguous(), last.flatten(1, 2)
 
 
-def backward(
-    dy: Tensor,
-    dlast: Tensor | None,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    initial_states: Tensor | None,
-    dt_softplus: bool,
-    dt_min: float,
-    dt_max: float,
-    chunk: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def backward(dy: Tensor, dlast: Tensor | None, inputs: Inputs, chunk: int) -> Gradients:
     """Gradients of x, dt, A, B, C, D, dt_bias, initial_states (the last three empty if absent).
 
     With K the gradient of the state after the chunk, e = exp(cs), w = exp(cs_Q - cs), dW = dy u^T, dG = dW * M and
@@ -204,10 +177,11 @@ def backward(
 
     The sums of da are taken as they stand, pair by pair: differences of row and column sums would cancel.
     """
+    x, dt, A, B, C, D, dt_bias, initial_states = inputs[:8]
     batch, length, heads, width = x.shape
     work, chunk = A.dtype, min(chunk, length)
     with torch.autocast(x.device.type, enabled=False):
-        steps = step_sizes(dt, dt_bias, dt_softplus, dt_min, dt_max, work)
+        steps = step_sizes(inputs)
         parts = _chunks(x, steps, A, B, C, chunk)
         grouped = parts.x.shape[3:]
         cut_dy = _cut(dy, chunk).unflatten(3, grouped[:2])
@@ -257,7 +231,7 @@ def backward(
 
         da = da.flatten(1, 2)[:, :length].flatten(2)
         dsize = dsize.flatten(1, 2)[:, :length].flatten(2) + A * da
-        draw = through_step_sizes(dsize, steps, dt_softplus, dt_min, dt_max)
+        draw = through_step_sizes(dsize, steps, inputs)
         dA = (steps.size * da).sum((0, 1))
         dbias = A.new_empty(0) if dt_bias is None else draw.sum((0, 1))
     return (

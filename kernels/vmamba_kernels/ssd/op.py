@@ -16,6 +16,7 @@ from ..backends import Backend, choose, register
 from ..registration import define, differentiate, vectorize
 from ..selective_scan.batching import vmap_rule
 from ..triton_support import triton_backend
+from .arguments import Gradients, Inputs
 
 _INPUTS = (
     "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? dt_bias, Tensor? initial_states, "
@@ -37,37 +38,29 @@ def _implementation(x: Tensor, backend: str, direction: str) -> Callable[..., An
     return getattr(module, direction)
 
 
-def _forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    *others, backend = arguments
-    return _implementation(x, backend, "forward")(x, *others)
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    *given, out_dtype, chunk, backend = arguments
+    inputs = Inputs(*given)
+    return _implementation(inputs.x, backend, "forward")(inputs, out_dtype, chunk)
 
 
-def _backward(dy: Tensor, dlast: Tensor | None, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    *others, backend = arguments
-    return _implementation(x, backend, "backward")(dy, dlast, x, *others)
+def _backward(dy: Tensor, dlast: Tensor | None, *arguments: Any) -> Gradients:
+    *given, chunk, backend = arguments
+    inputs = Inputs(*given)
+    return _implementation(inputs.x, backend, "backward")(dy, dlast, inputs, chunk)
 
 
-def _forward_fake(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
+    *given, out_dtype, _, _ = arguments
+    x, _, A, B = Inputs(*given)[:4]
     batch, _, heads, width = x.shape
-    out_dtype = arguments[-3]
     return x.new_empty(x.shape, dtype=out_dtype), A.new_empty(batch, heads, width, B.shape[3])
 
 
-def _backward_fake(
-    dy: Tensor,
-    dlast: Tensor | None,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    initial_states: Tensor | None,
-    *arguments: Any,
-) -> tuple[Tensor, ...]:
-    inputs = [t.new_empty(t.shape) for t in (x, dt, A, B, C)]
-    return (*inputs, *(A.new_empty(0 if t is None else t.shape) for t in (D, dt_bias, initial_states)))
+def _backward_fake(dy: Tensor, dlast: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
+    x, dt, A, B, C, *optional = Inputs(*arguments[:-2])[:8]
+    always = [t.new_empty(t.shape) for t in (x, dt, A, B, C)]
+    return (*always, *(A.new_empty(0 if t is None else t.shape) for t in optional))
 
 
 forward = define(

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .arguments import Gradients, Inputs
+
 SOFTPLUS_THRESHOLD = 20.0
 
 
@@ -31,19 +33,18 @@ class Steps(NamedTuple):
     size: Tensor
 
 
-def step_sizes(
-    dt: Tensor, dt_bias: Tensor | None, dt_softplus: bool, dt_min: float, dt_max: float, work: torch.dtype
-) -> Steps:
+def step_sizes(inputs: Inputs) -> Steps:
     """dt + dt_bias, its softplus if asked for, and that within the limits."""
-    raw = dt.to(work) if dt_bias is None else dt.to(work) + dt_bias
-    softened = F.softplus(raw, threshold=SOFTPLUS_THRESHOLD) if dt_softplus else raw
-    return Steps(raw, softened, softened.clamp(dt_min, dt_max))
+    raw = inputs.dt.to(inputs.A.dtype)
+    raw = raw if inputs.dt_bias is None else raw + inputs.dt_bias
+    softened = F.softplus(raw, threshold=SOFTPLUS_THRESHOLD) if inputs.dt_softplus else raw
+    return Steps(raw, softened, softened.clamp(inputs.dt_min, inputs.dt_max))
 
 
-def through_step_sizes(dsize: Tensor, steps: Steps, dt_softplus: bool, dt_min: float, dt_max: float) -> Tensor:
+def through_step_sizes(dsize: Tensor, steps: Steps, inputs: Inputs) -> Tensor:
     """The gradient of dt [B, L, H] from that of the step sizes; none passes where a limit holds."""
-    draw = dsize.masked_fill((steps.softened < dt_min) | (steps.softened > dt_max), 0.0)
-    if dt_softplus:
+    draw = dsize.masked_fill((steps.softened < inputs.dt_min) | (steps.softened > inputs.dt_max), 0.0)
+    if inputs.dt_softplus:
         draw = draw * torch.where(steps.raw > SOFTPLUS_THRESHOLD, 1.0, torch.sigmoid(steps.raw))
     return draw
 
@@ -67,47 +68,19 @@ def _states(x: Tensor, steps: Steps, A: Tensor, B: Tensor, initial: Tensor | Non
     return decay, states
 
 
-def forward(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    initial_states: Tensor | None,
-    dt_softplus: bool,
-    dt_min: float,
-    dt_max: float,
-    out_dtype: torch.dtype,
-    chunk: int,
-) -> tuple[Tensor, Tensor]:
+def forward(inputs: Inputs, out_dtype: torch.dtype, chunk: int) -> tuple[Tensor, Tensor]:
     """Output [B, L, H, P] and last state [B, H, P, N]; `chunk` has no effect here."""
+    x, A, B, C, D = inputs.x, inputs.A, inputs.B, inputs.C, inputs.D
     with torch.autocast(x.device.type, enabled=False):
-        steps = step_sizes(dt, dt_bias, dt_softplus, dt_min, dt_max, A.dtype)
-        _, states = _states(x, steps, A, B, initial_states)
+        steps = step_sizes(inputs)
+        _, states = _states(x, steps, A, B, inputs.initial_states)
         y = (states[1:] * _per_head(C, x.shape[2], A.dtype)).sum(-1).transpose(0, 1)
         if D is not None:
             y = y + D * x.to(A.dtype)
     return y.to(out_dtype).contiguous(), states[-1].clone()
 
 
-def backward(
-    dy: Tensor,
-    dlast: Tensor | None,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    initial_states: Tensor | None,
-    dt_softplus: bool,
-    dt_min: float,
-    dt_max: float,
-    chunk: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def backward(dy: Tensor, dlast: Tensor | None, inputs: Inputs, chunk: int) -> Gradients:
     """Gradients of x, dt, A, B, C, D, dt_bias, initial_states (the last three empty if absent).
 
     With g_t the gradient of the state h_t, walking back in time:
@@ -119,10 +92,11 @@ def backward(
         da_t = <g_t, exp(s_t A) h_{t-1}>                      a_t = s_t A
         ds_t = <g_t B_t, x_t> + A da_t                        dA = sum of s_t da_t
     """
+    x, dt, A, B, C, D, dt_bias, initial_states = inputs[:8]
     batch, length, heads, width = x.shape
     groups, work = B.shape[2], A.dtype
     with torch.autocast(x.device.type, enabled=False):
-        steps = step_sizes(dt, dt_bias, dt_softplus, dt_min, dt_max, work)
+        steps = step_sizes(inputs)
         decay, states = _states(x, steps, A, B, initial_states)
         wide_x, wide_dy = x.to(work).transpose(0, 1), dy.to(work).transpose(0, 1)  # [L, B, H, P]
         g = torch.empty_like(states[1:])
@@ -142,7 +116,7 @@ def backward(
         dB, dC = (d.unflatten(2, (groups, heads // groups)).sum(3).transpose(0, 1) for d in (dB, dC))
         da = (g * decay * states[:-1]).sum((3, 4))
         dsize = (through_B * wide_x).sum(3) + A * da
-        draw = through_step_sizes(dsize.transpose(0, 1), steps, dt_softplus, dt_min, dt_max)
+        draw = through_step_sizes(dsize.transpose(0, 1), steps, inputs)
         dD = A.new_empty(0) if D is None else (wide_dy * wide_x).sum((0, 1))
         dbias = A.new_empty(0) if dt_bias is None else draw.sum((0, 1))
         dinitial = A.new_empty(0) if initial_states is None else after.clone()

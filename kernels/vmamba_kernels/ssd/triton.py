@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from triton import cdiv, next_power_of_2
 
+from .arguments import Gradients, Inputs
 from .triton_kernels import (
     chunk_states_kernel,
     group_gradients_kernel,
@@ -104,13 +105,20 @@ class _Steps(NamedTuple):
     low: Tensor
 
 
-def _steps(dt: Tensor, A: Tensor, dt_bias: Tensor | None, limits: tuple[Any, ...], s: _Shape) -> _Steps:
-    softplus, dt_min, dt_max = limits
+def _readable(inputs: Inputs) -> Inputs:
+    """The inputs as the kernels read them."""
+    dense = {name: _dense(getattr(inputs, name)) for name in ("x", "B", "C", "A")}
+    D, dt_bias = (None if t is None else t.contiguous() for t in (inputs.D, inputs.dt_bias))
+    return inputs._replace(**dense, D=D, dt_bias=dt_bias)
+
+
+def _steps(inputs: Inputs, s: _Shape) -> _Steps:
+    dt, A, dt_bias = inputs.dt, inputs.A, inputs.dt_bias
     steps = _Steps(*(A.new_empty(s.batch, s.heads, s.chunks * s.Q) for _ in range(3)))
     steps_kernel[(s.batch * s.chunks * cdiv(s.heads, s.BH),)](
         dt, A if dt_bias is None else dt_bias, A, *steps,
-        *_strides(dt), s.length, s.chunks, s.heads, dt_min, dt_max,
-        SOFTPLUS=softplus, HAS_BIAS=dt_bias is not None, Q=s.Q, BH=s.BH, num_stages=1,
+        *_strides(dt), s.length, s.chunks, s.heads, inputs.dt_min, inputs.dt_max,
+        SOFTPLUS=inputs.dt_softplus, HAS_BIAS=dt_bias is not None, Q=s.Q, BH=s.BH, num_stages=1,
     )  # fmt: skip
     return steps
 
@@ -137,33 +145,19 @@ def _states(
     return states, last
 
 
-def forward(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    initial_states: Tensor | None,
-    dt_softplus: bool,
-    dt_min: float,
-    dt_max: float,
-    out_dtype: torch.dtype,
-    chunk: int,
-) -> tuple[Tensor, Tensor]:
+def forward(inputs: Inputs, out_dtype: torch.dtype, chunk: int) -> tuple[Tensor, Tensor]:
     """Output [B, L, H, P] and last state [B, H, P, N]."""
-    s = _shape(x, B, chunk)
-    y = x.new_empty(x.shape, dtype=_stored_as(out_dtype, x.device))
+    s = _shape(inputs.x, inputs.B, chunk)
+    y = inputs.x.new_empty(inputs.x.shape, dtype=_stored_as(out_dtype, inputs.x.device))
     if s.batch == 0:
-        return y.to(out_dtype), A.new_empty(0, s.heads, s.width, s.d_state)
-    x, B, C, A = _dense(x), _dense(B), _dense(C), A.contiguous()
-    dt_bias = None if dt_bias is None else dt_bias.contiguous()
+        return y.to(out_dtype), inputs.A.new_empty(0, s.heads, s.width, s.d_state)
+    inputs = _readable(inputs)
+    x, _, _, B, C, D, _, initial_states = inputs[:8]
     with torch.cuda.device_of(x):
-        steps = _steps(dt, A, dt_bias, (dt_softplus, dt_min, dt_max), s)
+        steps = _steps(inputs, s)
         states, last = _states(x, B, steps, initial_states, s, reverse=False)
         outputs_kernel[(_programs(s),)](
-            x, B, C, x if D is None else D.contiguous(), *steps, states, y,
+            x, B, C, x if D is None else D, *steps, states, y,
             *_strides(x), *_strides(B), *_strides(C),
             s.length, s.chunks, s.heads, s.per_group, s.per_program, s.width, s.d_state,
             HAS_D=D is not None, **_tiles(s, 32, 32),
@@ -171,23 +165,9 @@ def forward(
     return y.to(out_dtype), last
 
 
-def backward(
-    dy: Tensor,
-    dlast: Tensor | None,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    initial_states: Tensor | None,
-    dt_softplus: bool,
-    dt_min: float,
-    dt_max: float,
-    chunk: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def backward(dy: Tensor, dlast: Tensor | None, inputs: Inputs, chunk: int) -> Gradients:
     """Gradients of x, dt, A, B, C, D, dt_bias, initial_states (the last three empty if absent)."""
+    x, dt, A, B, C, D, dt_bias, initial_states = inputs[:8]
     s = _shape(x, B, chunk)
     if s.batch == 0:
         dD, dbias, dinitial = (A.new_zeros(0 if t is None else t.shape) for t in (D, dt_bias, initial_states))
@@ -195,23 +175,22 @@ def backward(
         return dx, ddt, dA, dB, dC, dD, dbias, dinitial
     inputs_as = _stored_as(x.dtype, x.device)
     dx, ddt = x.new_empty(x.shape, dtype=inputs_as), dt.new_empty(dt.shape, dtype=inputs_as)
-    dy, x, B, C, A = _dense(dy), _dense(x), _dense(B), _dense(C), A.contiguous()
-    dt_bias = None if dt_bias is None else dt_bias.contiguous()
+    dy, inputs = _dense(dy), _readable(inputs)
+    x, dt, A, B, C, D, dt_bias, initial_states = inputs[:8]
     splits = s.per_group // s.per_program
     projection_as = inputs_as if splits == 1 else A.dtype
     dB, dC = (B.new_empty((s.batch, splits, *B.shape[1:]), dtype=projection_as) for _ in range(2))
     dD_shares = A.new_empty((s.batch, s.chunks, s.heads, s.width) if D is not None else 0)
     shares = [A.new_empty(s.batch, s.chunks, s.heads) for _ in range(2)]
-    limits = (dt_softplus, dt_min, dt_max)
 
     with torch.cuda.device_of(x):
-        steps = _steps(dt, A, dt_bias, limits, s)
+        steps = _steps(inputs, s)
         states, _ = _states(x, B, steps, initial_states, s, reverse=False)
         grads, dfirst = _states(dy, C, steps, dlast, s, reverse=True)
         dsize, da, da_next = (torch.empty_like(steps.size) for _ in range(3))
         given = (*_strides(dy), *_strides(x), *_strides(B), *_strides(C), s.length, s.chunks, s.heads)
         head_gradients_kernel[(_programs(s),)](
-            dy, x, B, C, x if D is None else D.contiguous(), *steps, states, grads, dx, dD_shares, dsize, da, da_next,
+            dy, x, B, C, x if D is None else D, *steps, states, grads, dx, dD_shares, dsize, da, da_next,
             *given, s.per_group, s.per_program, s.width, s.d_state,
             HAS_D=D is not None, **_tiles(s, 16, 32),
         )  # fmt: skip
@@ -222,8 +201,8 @@ def backward(
         )  # fmt: skip
         step_gradients_kernel[(s.batch * s.chunks * cdiv(s.heads, s.BH),)](
             dt, A if dt_bias is None else dt_bias, A, steps.size, dsize, da, da_next, ddt, *shares,
-            *_strides(dt), s.length, s.chunks, s.heads, dt_min, dt_max,
-            SOFTPLUS=dt_softplus, HAS_BIAS=dt_bias is not None, Q=s.Q, BH=s.BH, num_stages=1,
+            *_strides(dt), s.length, s.chunks, s.heads, inputs.dt_min, inputs.dt_max,
+            SOFTPLUS=inputs.dt_softplus, HAS_BIAS=dt_bias is not None, Q=s.Q, BH=s.BH, num_stages=1,
         )  # fmt: skip
     dB, dC = ((d[:, 0] if splits == 1 else d.sum(1)).to(B.dtype) for d in (dB, dC))
     return (

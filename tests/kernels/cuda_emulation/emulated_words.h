@@ -82,6 +82,7 @@ struct Machine {
   uint3 block{};
   dim3 threads{1}, grid{1};
   char* shared = nullptr;
+  bool atomics = false;  // whether they may be used
   std::function<void()> body;
   // What ThreadSanitizer sees barriers through: those of the block, of each warp, and the end of the block.
   char block_order = 0, warp_order[32] = {}, end_order = 0;
@@ -234,6 +235,10 @@ void run_grid(dim3 grid, int threads, int shared_bytes, const Body& body) {
 
 inline void __syncthreads() { vmamba::emulation::wait(vmamba::emulation::Waits::for_block); }
 inline void __syncwarp() { vmamba::emulation::wait(vmamba::emulation::Waits::for_warp); }
+VMAMBA_UNSEEN inline void atomicAdd(float* to, float value) {
+  if (!vmamba::emulation::machine().atomics) vmamba::emulation::fail("an atomic that nobody asked for");
+  *to += value;
+}
 inline float __shfl_xor_sync(unsigned, float value, int mask) { return vmamba::emulation::exchange(value, mask); }
 
 namespace vmamba::cuda {
@@ -253,6 +258,8 @@ template <typename Kernel, typename Args>
 void launch(Kernel kernel, dim3 grid, int threads, int shared_bytes, const Args& args, const Queue&) {
   vmamba::emulation::run_grid(grid, threads, shared_bytes, [&] { kernel(args); });
 }
+
+inline void clear(float* data, i64 floats, const Queue&) { std::memset(data, 0, std::size_t(floats) * sizeof(float)); }
 
 template <typename P>
 P* pinned(P* address) {

@@ -11,7 +11,7 @@ using namespace vmamba::emulation;
 namespace {
 
 struct Sizes {
-  i64 type, batch, groups, group_channels, delta_channels, states, length, softplus, out_f32, dout_f32, segments;
+  i64 type, batch, groups, group_channels, delta_channels, states, length, softplus, out_f32, dout_f32, segments, atomics;
   i64 u[3], delta[3], dout[3], B[4], C[4];  // strides in elements
 };
 
@@ -53,6 +53,7 @@ bool run_case() {
   p.B = projection(B, z.B, element);
   p.C = projection(C, z.C, element);
   Queue queue;
+  machine().atomics = p.atomics = z.atomics != 0;
   plan(p, 1, int(z.segments));
 
   const i64 sequence_bytes = z.batch * KD * z.length;

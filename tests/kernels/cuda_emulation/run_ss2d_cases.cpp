@@ -10,7 +10,7 @@ using namespace vmamba::emulation;
 namespace {
 
 struct Sizes {
-  i64 type, batch, channels, length, directions, rank, states, out_f32, dout_f32, shared_bytes, processors;
+  i64 type, batch, channels, length, directions, rank, states, out_f32, dout_f32, shared_bytes, processors, atomics;
   i64 x[3], dout[3], x_dbl[3];  // strides in elements; the results lie as x and x_dbl do
 };
 
@@ -80,6 +80,7 @@ bool run_case() {
   b.ss2d = p;
   if (!ss2d_plan(b.ss2d, b.tallies_shared, true, z.shared_bytes, int(z.processors))) fail("the backward does not fit");
   b.groups = ss2d_groups(b.ss2d, int(z.processors));
+  machine().atomics = b.atomics = z.atomics != 0;
   b.dout_f32 = z.dout_f32 != 0;
   b.dout = image_of(dout, z.dout, z.dout_f32 ? 4 : element);
   b.dx = image_of(dx, z.x, element);
