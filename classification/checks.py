@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 
 from classification.clipping import CLIP_MODES
 from classification.config import value_of
+from classification.data_checks import DATA_IGNORED, check_data
 from classification.defaults import DEPRECATED, defaults
 from classification.distillation import DISTILLATIONS
 from classification.drop_path import DROP_PATH_SCHEDULES
@@ -179,10 +180,7 @@ _IGNORED: tuple[tuple[Callable[[CfgNode], bool], tuple[str, ...], str], ...] = (
         "mixup and cutmix are off",
     ),
     (lambda c: c.AUG.REPROB == 0, ("AUG.REMODE", "AUG.RECOUNT"), "AUG.REPROB is 0"),
-    (lambda c: c.AUG.AUTO_AUGMENT != "none", ("AUG.COLOR_JITTER",), "AUG.AUTO_AUGMENT replaces it"),
-    (lambda c: _small(c), ("AUG.SCALE", "AUG.RATIO"), "images up to 32 pixels are padded and cropped"),
-    (lambda c: _small(c), ("TEST.CROP",), "images up to 32 pixels are resized"),
-    (lambda c: not _small(c), ("AUG.CROP_PADDING",), "images above 32 pixels are resized and cropped"),
+    *DATA_IGNORED,
 )
 
 
@@ -209,8 +207,8 @@ def check_values(config: CfgNode) -> None:
     _check_policy(config.AUG.AUTO_AUGMENT)
     check_dataset(config.DATA.DATASET)
     _check_images(config)
+    check_data(config)
     _check_schedule(config)
-    _refuse_unbuilt(config)
 
 
 def ignored_settings(config: CfgNode, stated: set[str]) -> list[str]:
@@ -268,8 +266,8 @@ def _check_images(config: CfgNode) -> None:
     if min(size if isinstance(size, list) else [size]) < 1:
         raise UserError(f"DATA.IMG_SIZE must be at least 1, not {size}")
     channels = config.MODEL.VSSM.IN_CHANS if config.MODEL.TYPE == "vssm" else config.MODEL.TIMM.get("in_chans", 3)
-    if channels not in (1, 3):
-        raise UserError(f"images have 1 or 3 channels here, not {channels} (MODEL.VSSM.IN_CHANS)")
+    if channels not in (1, 3, 4):
+        raise UserError(f"images have 1, 3 or 4 channels here, not {channels} (MODEL.VSSM.IN_CHANS)")
     for key in ("DATA.MEAN", "DATA.STD"):
         if len(value_of(config, key)) != channels:
             raise UserError(f"{key} {value_of(config, key)} needs one number for each of {channels} input channels")
@@ -292,18 +290,8 @@ def _check_schedule(config: CfgNode) -> None:
         raise UserError("TRAIN.LR_SCHEDULER.MULTISTEPS is empty; name the epochs at which the learning rate falls")
 
 
-def _refuse_unbuilt(config: CfgNode) -> None:
-    if config.DATA.ZIP_MODE:
-        raise UserError("not supported yet: DATA.ZIP_MODE; unpack the archive and name its folder as DATA.DATA_PATH")
-
-
 def _mixes(config: CfgNode) -> bool:
     return config.AUG.MIXUP > 0 or config.AUG.CUTMIX > 0 or config.AUG.CUTMIX_MINMAX is not None
-
-
-def _small(config: CfgNode) -> bool:
-    size = config.DATA.IMG_SIZE
-    return max(size if isinstance(size, list) else [size]) <= 32
 
 
 def _differs(config: CfgNode, key: str) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,51 +14,76 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose
 from yacs.config import CfgNode
 
+from classification.archives import SourceFailed
+from classification.bad_samples import BadImage, BadSamples, Loaded, refusal
+from classification.decoding import reason_of
+from classification.orders import training_batches
 from classification.rng import borrowed_seed
 from classification.sampler import SeededBatches
-from classification.sources import ImageSource, open_source
+from classification.sources import ImageSource, is_stream, open_source
 from classification.stopping import leave_signals_to_the_main_process
-from classification.transforms import needs_colour, split_transform, train_transform
+from classification.streams import StreamImages, StreamLoader, StreamPosition
+from classification.transforms import reading_mode, split_transform, train_transform
 from classification.world import World
 from vmamba.errors import UserError
-from vmamba.models.from_config import input_channels
-from vmamba.preprocess import IMAGE_ERRORS, evaluation_transform, image_mode
+from vmamba.preprocess import IMAGE_ERRORS, evaluation_transform, in_mode
 
-
-@dataclass
-class BadImage:
-    """An image that could not be read, on its way from a worker to the main process."""
-
-    name: str
-    reason: str
+# Several processes compare their bad images after so many training batches, and at the end of every pass.
+_AGREE_EVERY = 50
 
 
 class Images(Dataset):
-    """Batches of transformed images; asked with ``[seed, index, ...]``, answers (images [B, C, H, W], labels [B]).
+    """Batches of transformed images; asked with ``[seed, index, ...]``, answers with a `Loaded`.
 
-    What works on tensors (normalisation, erasing) is done on the whole batch at once, which small images need.
+    What works on tensors (normalisation, erasing) is done on the whole batch at once, which small images need. In
+    training the next readable image of the source takes the place of one that cannot be read; in evaluation it is left
+    out. Both follow from the files alone, so that every run sees the same batches.
     """
 
-    def __init__(self, source: ImageSource, transform: Compose, mode: str) -> None:
-        self.source, self.mode = source, mode
+    def __init__(self, source: ImageSource, transform: Compose, mode: str, train: bool, most_bad: int) -> None:
+        self.source, self.mode, self.train = source, mode, train
         self.image_steps, self.tensor_steps = split_transform(transform)
+        self._tries = min(len(source.labels), most_bad + 1) if train else 1
 
     def __len__(self) -> int:
         return len(self.source.labels)
 
-    def __getitems__(self, batch: list[int]) -> tuple[torch.Tensor, torch.Tensor] | BadImage:
-        """Return one batch, or the first image of it that cannot be read."""
+    def __getitems__(self, batch: list[int]) -> Loaded:
+        """Return one batch: images [B, C, H, W] and labels [B]; both are None where no image could be read."""
         seed, *indices = batch
-        arrays = []
+        arrays: list[np.ndarray] = []
+        labels: list[int] = []
+        bad: list[BadImage] = []
         with borrowed_seed(seed):
-            for index in indices:
-                try:
-                    image = self.source.load(index).convert(self.mode)
-                except IMAGE_ERRORS as error:
-                    return BadImage(self.source.name(index), getattr(error, "strerror", None) or str(error))
-                arrays.append(np.asarray(self.image_steps(image)))
-            images = self.tensor_steps(_as_tensor(np.stack(arrays)))
-        return images, torch.tensor([self.source.labels[index] for index in indices])
+            try:
+                for index in indices:
+                    found = self._readable(index, bad)
+                    if found is not None:
+                        arrays.append(found[0])
+                        labels.append(found[1])
+                    elif self.train:
+                        return Loaded(None, None, bad)
+            except SourceFailed as error:
+                return Loaded(None, None, bad, str(error))
+            if not arrays:
+                return Loaded(None, None, bad)
+            return Loaded(self.tensor_steps(_as_tensor(np.stack(arrays))), torch.tensor(labels), bad)
+
+    def _readable(self, index: int, bad: list[BadImage]) -> tuple[np.ndarray, int] | None:
+        """Return (pixels, label) of image `index`, or of the first one after it that can be read within the tries."""
+        for step in range(self._tries):
+            number = (index + step) % len(self)
+            try:
+                image = in_mode(self.source.load(number), self.mode)
+            except PermissionError:
+                name = self.source.name(number)
+                raise SourceFailed(f"cannot read the image {name}: permission denied; check its permissions") from None
+            except IMAGE_ERRORS as error:
+                split = "train" if self.train else "val"
+                bad.append(BadImage(split, self.source.name(number), reason_of(error), number))
+                continue
+            return np.asarray(self.image_steps(image)), int(self.source.labels[number])
+        return None
 
 
 def _as_tensor(arrays: np.ndarray) -> torch.Tensor:
@@ -71,42 +98,57 @@ def _as_is(batch):
 
 
 class Batches:
-    """A loader that yields (images, labels) and turns an unreadable image into a one-line error.
+    """Yields the (images, labels) of a loader and tells `bad` what could not be read.
 
-    Once `enough` answers true, on this process alone, there is no further batch.
+    `sampler` chooses the epoch; its length is the number of batches. Once `enough` answers true, on this process alone,
+    there is no further batch.
     """
 
-    def __init__(self, dataset: Images, batches: SeededBatches, config: CfgNode, keep_workers: bool) -> None:
-        workers = config.DATA.NUM_WORKERS
-        self.dataset, self.sampler = dataset, batches
+    def __init__(
+        self,
+        dataset: Images | StreamImages,
+        sampler: SeededBatches | StreamPosition,
+        loader: Iterable[Loaded],
+        bad: BadSamples,
+    ) -> None:
+        self.dataset, self.sampler, self.bad = dataset, sampler, bad
+        self._loader = loader
+        self._left_out: set[int] = set()
         self.enough: Callable[[], bool] = lambda: False
-        self._loader = DataLoader(
-            dataset,
-            batch_sampler=batches,
-            collate_fn=_as_is,
-            num_workers=workers,
-            pin_memory=config.DATA.PIN_MEMORY and batches.world.device.type == "cuda",
-            persistent_workers=keep_workers and workers > 0,
-            worker_init_fn=leave_signals_to_the_main_process,
-            # its own generator: starting an epoch must not draw from the global one
-            generator=torch.Generator().manual_seed(0),
-        )
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for batch in self._loader:
+        train = self.sampler.train
+        for number, loaded in enumerate(self._loader, start=1):
             if self.enough():
                 break
-            if isinstance(batch, BadImage):
-                raise UserError(f"cannot read the image {batch.name}: {batch.reason}; repair or remove it")
-            yield batch
+            self.bad.add(loaded.bad)
+            self._left_out.update(image.index for image in loaded.bad)
+            if loaded.fatal:
+                raise UserError(loaded.fatal)
+            if loaded.images is None or loaded.labels is None:
+                if train:  # on this process alone, which has no batch; torchrun ends the others
+                    raise UserError(refusal(loaded.bad))
+                continue
+            if train and number % _AGREE_EVERY == 0:
+                self.bad.agree()
+            yield loaded.images, loaded.labels
+        self.bad.agree()
 
     @property
     def images(self) -> int:
         """Number of images over all processes."""
         return len(self.dataset)
+
+    def name(self, position: int) -> str:
+        """Return the name of the image that an evaluation on this process has yielded at `position`."""
+        if isinstance(self.dataset, StreamImages):
+            return f"image {position} of {self.dataset.title}"
+        assert isinstance(self.sampler, SeededBatches)
+        order = [index for batch in self.sampler for index in batch[1:] if index not in self._left_out]
+        return self.dataset.source.name(order[position])
 
 
 @dataclass
@@ -118,24 +160,34 @@ class Data:
     classes: list[str]
 
 
-def build_data(config: CfgNode, stated: set[str], world: World) -> Data:
+def build_data(
+    config: CfgNode,
+    stated: set[str],
+    world: World,
+    folder: Path | None = None,
+    logger: logging.Logger | None = None,
+) -> Data:
     """Return the loaders, and set ``MODEL.NUM_CLASSES`` to the number of classes found.
 
-    Unless ``DATA.NUM_WORKERS`` is stated, there are no more workers than cores; the batches do not depend on it.
+    Unless ``DATA.NUM_WORKERS`` is stated, there are no more workers than cores; the batches do not depend on it. Images
+    that cannot be read are listed in `folder` and warned of by `logger`.
 
     Raises `UserError` when the two splits have different classes, when a stated number of classes is another one, or
     when there are too few images for one batch.
     """
     if "DATA.NUM_WORKERS" not in stated:
         config.DATA.NUM_WORKERS = min(config.DATA.NUM_WORKERS, _cores())
-    held_out = open_source(config, train=False)
-    train = None if config.EVAL_MODE else open_source(config, train=True)
+    bad = BadSamples(config.DATA.MAX_BAD, world, folder, logger)
+    if is_stream(config.DATA.DATASET):
+        return _stream_data(config, stated, world, bad)
+    held_out = open_source(config, train=False, world=world)
+    train = None if config.EVAL_MODE else open_source(config, train=True, world=world)
     if train is not None:
         _check_same_classes(config, train.classes, held_out.classes)
     _settle_class_count(config, stated, held_out.classes)
     return Data(
-        train=_train_batches(config, train, world) if train is not None else None,
-        held_out=_held_out_batches(config, held_out, world),
+        train=_train_batches(config, train, world, bad) if train is not None else None,
+        held_out=_held_out_batches(config, held_out, world, bad),
         classes=held_out.classes,
     )
 
@@ -144,22 +196,50 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _train_batches(config: CfgNode, source: ImageSource, world: World) -> Batches:
-    mode = "RGB" if needs_colour(config) else image_mode(input_channels(config))
-    images = Images(source, train_transform(config), mode)
-    batches = SeededBatches(len(images), config.DATA.BATCH_SIZE, world, config.SEED, train=True)
+def _train_batches(config: CfgNode, source: ImageSource, world: World, bad: BadSamples) -> Batches:
+    images = Images(source, train_transform(config), reading_mode(config, True), True, config.DATA.MAX_BAD)
+    batches = training_batches(config, len(images), world)
     if len(batches) == 0:
         raise UserError(
             f"{len(images)} training images are too few for a batch of {config.DATA.BATCH_SIZE} "
             f"on each of {world.size} processes; lower --batch-size"
         )
-    return Batches(images, batches, config, keep_workers=True)
+    return Batches(images, batches, _loader(images, batches, config, keep_workers=True), bad)
 
 
-def _held_out_batches(config: CfgNode, source: ImageSource, world: World) -> Batches:
-    images = Images(source, evaluation_transform(config), image_mode(input_channels(config)))
+def _held_out_batches(config: CfgNode, source: ImageSource, world: World, bad: BadSamples) -> Batches:
+    images = Images(source, evaluation_transform(config), reading_mode(config, False), False, config.DATA.MAX_BAD)
     batches = SeededBatches(len(images), config.DATA.BATCH_SIZE, world, config.SEED, train=False)
-    return Batches(images, batches, config, keep_workers=False)
+    return Batches(images, batches, _loader(images, batches, config, keep_workers=False), bad)
+
+
+def _loader(images: Images, batches: SeededBatches, config: CfgNode, keep_workers: bool) -> DataLoader:
+    workers = config.DATA.NUM_WORKERS
+    return DataLoader(
+        images,
+        batch_sampler=batches,
+        collate_fn=_as_is,
+        num_workers=workers,
+        pin_memory=config.DATA.PIN_MEMORY and batches.world.device.type == "cuda",
+        persistent_workers=keep_workers and workers > 0,
+        worker_init_fn=leave_signals_to_the_main_process,
+        # its own generator: starting an epoch must not draw from the global one
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def _stream_data(config: CfgNode, stated: set[str], world: World, bad: BadSamples) -> Data:
+    if "MODEL.NUM_CLASSES" not in stated:
+        raise UserError(f"DATA.DATASET {config.DATA.DATASET} does not tell its classes; state MODEL.NUM_CLASSES")
+
+    def batches(transform: Compose, train: bool) -> Batches:
+        images = StreamImages(config, transform, reading_mode(config, train), train)
+        loader = StreamLoader(images, config, world)
+        return Batches(images, loader.position, loader, bad)
+
+    held_out = batches(evaluation_transform(config), train=False)
+    train = None if config.EVAL_MODE else batches(train_transform(config), train=True)
+    return Data(train, held_out, [str(number) for number in range(config.MODEL.NUM_CLASSES)])
 
 
 def _check_same_classes(config: CfgNode, train: list[str], held_out: list[str]) -> None:

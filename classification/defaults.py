@@ -27,6 +27,12 @@ _DEFAULTS: dict = {
         # ours
         "MEAN": IMAGENET_MEAN,
         "STD": IMAGENET_STD,
+        "TRAIN_SPLIT": "train",
+        "VAL_SPLIT": "val",
+        "INPUT_KEY": "",
+        "TARGET_KEY": "",
+        "DOWNLOAD": False,
+        "MAX_BAD": 100,
     },
     "MODEL": {
         "TYPE": "vssm",
@@ -134,13 +140,26 @@ _DEFAULTS: dict = {
         "MIXUP_SWITCH_PROB": 0.5,
         "MIXUP_MODE": "batch",
         # ours
+        "ENABLE": True,
+        "REPEATS": 1,
+        "CROP_MODE": "rrc",
+        "COLOR_JITTER_PROB": None,
+        "GRAYSCALE_PROB": 0.0,
+        "BLUR_PROB": 0.0,
+        "VFLIP": 0.0,
         "MIXUP_OFF_EPOCH": 0,
         "HFLIP": 0.5,
         "SCALE": (0.08, 1.0),
         "RATIO": (0.75, 4.0 / 3.0),
         "CROP_PADDING": 4,
     },
-    "TEST": {"CROP": True, "SEQUENTIAL": False, "SHUFFLE": False},
+    "TEST": {
+        "CROP": True,
+        "SEQUENTIAL": False,
+        "SHUFFLE": False,
+        # ours
+        "CROP_RATIO": 224 / 256,
+    },
     # ours; the published trainer has these three as flags only
     "EMA": {
         "ENABLE": True,
@@ -194,6 +213,8 @@ ALSO_TAKES: dict[str, tuple[type, ...]] = {
     "MODEL.VSSM.EMBED_DIM": (list,),
     "MODEL.VSSM.SSM_DT_RANK": (int,),
     "AUG.CUTMIX_MINMAX": (list,),
+    "AUG.COLOR_JITTER": (list,),
+    "AUG.COLOR_JITTER_PROB": (float,),
     "TRAIN.CLIP_GRAD": (type(None),),
     "TRAIN.LOSS.BCE_THRESHOLD": (float,),
     "TRAIN.LOSS.BCE_POSITIVE_WEIGHT": (float,),

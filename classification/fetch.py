@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from classification.sources import read_idx
+from classification.arrays import read_idx
 from vmamba.errors import UserError, closest, exit_on_user_error
 
 # data set -> (Debian package, folder inside it)

@@ -79,7 +79,7 @@ def run(
         measure_training_cost(build_network(config, world, logger), config, world.device, logger)
         return
     fetch_weights(config, world)
-    data = build_data(config, stated, world)
+    data = build_data(config, stated, world, folder, logger)
     trainer = build_trainer(config, build_network(config, world, logger), data, world, logger)
     logger.info(f"{world.size} process(es) on {world.device.type}, {trainer.precision}, {len(data.classes)} classes")
     if config.EVAL_MODE:

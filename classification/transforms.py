@@ -1,4 +1,4 @@
-"""Training augmentation: timm's, as the published trainer calls it."""
+"""Training augmentation: timm's, as the published trainers call it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from torchvision import transforms
 from yacs.config import CfgNode
 
 from vmamba.models.from_config import input_channels
-from vmamba.preprocess import SMALL_IMAGE, image_size, interpolation_mode
+from vmamba.preprocess import (
+    SMALL_IMAGE,
+    covering_resize,
+    evaluation_transform,
+    image_mode,
+    image_size,
+    interpolation_mode,
+)
 
 
 class PaddedCrop:
@@ -35,33 +42,13 @@ class PaddedCrop:
 def train_transform(config: CfgNode) -> transforms.Compose:
     """Return the augmentation of one training image, PIL image to normalised tensor [C, H, W].
 
-    Up to 32 pixels, the random resized crop gives way to a resize to the input size, padding and a crop.
+    With ``AUG.ENABLE`` off it is the evaluation transform.
     """
-    aug, size = config.AUG, image_size(config)
-    # timm takes None too, which its annotation leaves out; 0 would still call a colour jitter that does nothing
-    jitter: Any = aug.COLOR_JITTER if aug.COLOR_JITTER > 0 else None
-    transform = create_transform(
-        input_size=size,
-        is_training=True,
-        scale=tuple(aug.SCALE),
-        ratio=tuple(aug.RATIO),
-        hflip=aug.HFLIP,
-        color_jitter=jitter,
-        auto_augment=aug.AUTO_AUGMENT if aug.AUTO_AUGMENT != "none" else None,
-        interpolation=config.DATA.INTERPOLATION,
-        mean=tuple(config.DATA.MEAN),
-        std=tuple(config.DATA.STD),
-        re_prob=aug.REPROB,
-        re_mode=aug.REMODE,
-        re_count=aug.RECOUNT,
-    )
-    steps = list(transform.transforms)
-    if max(size) <= SMALL_IMAGE:
-        steps[:1] = [
-            transforms.Resize(size, interpolation=interpolation_mode(config)),
-            PaddedCrop(size, aug.CROP_PADDING),
-        ]
-    if needs_colour(config) and input_channels(config) == 1:
+    if not config.AUG.ENABLE:
+        return evaluation_transform(config)
+    steps = list(_timm_transform(config).transforms)
+    steps[:1] = _crop(config, steps[0])
+    if reading_mode(config, train=True) == "RGB" and input_channels(config) == 1:
         to_tensor = next(i for i, step in enumerate(steps) if type(step).__name__.endswith("ToTensor"))
         steps.insert(to_tensor, transforms.Grayscale(1))
     return transforms.Compose(steps)
@@ -74,6 +61,50 @@ def split_transform(transform: transforms.Compose) -> tuple[transforms.Compose, 
     return transforms.Compose(transform.transforms[:place]), transforms.Compose(transform.transforms[place + 1 :])
 
 
-def needs_colour(config: CfgNode) -> bool:
-    """True when images are augmented in RGB whatever the model reads: timm's automatic policies know no gray images."""
-    return config.AUG.AUTO_AUGMENT != "none" or input_channels(config) == 3
+def reading_mode(config: CfgNode, train: bool) -> str:
+    """Return the PIL mode that images are read in.
+
+    That of the model's channels, but RGB where a gray image is augmented: timm's policies know no gray images.
+    """
+    aug = config.AUG
+    coloured = aug.AUTO_AUGMENT != "none" or aug.GRAYSCALE_PROB > 0
+    return "RGB" if train and aug.ENABLE and coloured else image_mode(input_channels(config))
+
+
+def _timm_transform(config: CfgNode) -> Any:
+    aug = config.AUG
+    # timm takes None too, which its annotation leaves out; 0 would still call a colour jitter that does nothing
+    jitter: Any = aug.COLOR_JITTER if aug.COLOR_JITTER != 0 else None
+    return create_transform(
+        input_size=image_size(config),
+        is_training=True,
+        train_crop_mode=aug.CROP_MODE if aug.CROP_MODE in ("rkrc", "rkrr") else None,
+        scale=tuple(aug.SCALE),
+        ratio=tuple(aug.RATIO),
+        hflip=aug.HFLIP,
+        vflip=aug.VFLIP,
+        color_jitter=tuple(jitter) if isinstance(jitter, list) else jitter,
+        color_jitter_prob=aug.COLOR_JITTER_PROB,
+        grayscale_prob=aug.GRAYSCALE_PROB,
+        gaussian_blur_prob=aug.BLUR_PROB,
+        auto_augment=aug.AUTO_AUGMENT if aug.AUTO_AUGMENT != "none" else None,
+        interpolation=config.DATA.INTERPOLATION,
+        mean=tuple(config.DATA.MEAN),
+        std=tuple(config.DATA.STD),
+        re_prob=aug.REPROB,
+        re_mode=aug.REMODE,
+        re_count=aug.RECOUNT,
+    )
+
+
+def _crop(config: CfgNode, timm_crop: Any) -> list[Any]:
+    """Return the first steps: up to 32 pixels a resize and a padded crop, else what ``AUG.CROP_MODE`` says."""
+    size, mode = image_size(config), interpolation_mode(config)
+    if max(size) <= SMALL_IMAGE:
+        return [transforms.Resize(size, interpolation=mode), PaddedCrop(size, config.AUG.CROP_PADDING)]
+    if config.AUG.CROP_MODE == "src":
+        return [
+            covering_resize(size, mode),
+            transforms.RandomCrop(size, padding=config.AUG.CROP_PADDING, padding_mode="reflect"),
+        ]
+    return [timm_crop]

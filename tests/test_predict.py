@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import vmamba.doctor
-from classification.sources import FolderSource
+from classification.files import FolderSource
 from vmamba import predict
 from vmamba.devices import choose_device
 from vmamba.errors import UserError

@@ -16,7 +16,7 @@ from vmamba.class_names import described, imagenet_names, numbered
 from vmamba.devices import choose_device
 from vmamba.errors import UserError
 from vmamba.models.from_config import input_channels, model_from_config
-from vmamba.preprocess import IMAGE_ERRORS, evaluation_transform, image_mode, read_image, turned_upright
+from vmamba.preprocess import IMAGE_ERRORS, evaluation_transform, image_mode, in_mode, read_image, turned_upright
 from vmamba.weights import CheckpointError, load_checkpoint, load_weights
 
 _NEXT_STEP = "name a checkpoint that the trainer wrote"
@@ -36,13 +36,17 @@ class ImageModel:
     def read(self, picture: Picture) -> Tensor:
         """Return an image file or a PIL image as the network's input; a `UserError` names what is not an image."""
         if isinstance(picture, Image.Image):
-            return self.transform(turned_upright(picture.copy()).convert(self.mode))
+            try:
+                image = in_mode(turned_upright(picture.copy()), self.mode)
+            except ValueError as error:
+                raise UserError(f"image: {error}") from error
+            return self.transform(image)
         if not isinstance(picture, str | Path):
             raise UserError(f"image: expected a path or a PIL image, got {type(picture).__name__}")
         if not Path(picture).is_file():
             raise UserError(f"there is no image file {picture}; check the path")
         try:
-            image = read_image(picture).convert(self.mode)
+            image = in_mode(read_image(picture), self.mode)
         except IMAGE_ERRORS as error:
             raise UserError(f"{picture} cannot be read as an image ({error}); give a PNG or JPEG file") from error
         return self.transform(image)

@@ -228,8 +228,6 @@ def test_a_faulty_file_is_one_line_with_the_key_path(tmp_path, monkeypatch, file
         (["--batch-size", "x"], "--batch-size: invalid int value: 'x'"),
         (["--model_ema", "maybe"], "'maybe' is neither true nor false"),
         (["surplus"], "unknown argument 'surplus'"),
-        (["--zip"], "not supported yet: DATA.ZIP_MODE"),
-        (["--opts", "DATA.DATASET", "imagenet22K"], "not supported yet: DATA.DATASET imagenet22K"),
     ],
 )
 def test_a_faulty_command_line_is_one_line(arguments, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import random
 from collections import Counter
@@ -13,10 +14,12 @@ import torch
 from PIL import Image
 from torchvision import datasets, transforms
 
+from classification.arrays import read_idx
 from classification.config import load_config
 from classification.data import build_data
+from classification.decoding import UnreadableImage
 from classification.sampler import SeededBatches
-from classification.sources import DATASETS, open_source, read_idx
+from classification.sources import open_source
 from classification.transforms import PaddedCrop, split_transform, train_transform
 from classification.world import World
 from tests.classification.runs import write_images
@@ -90,13 +93,63 @@ def test_a_torchvision_set_is_one_entry(tmp_path, monkeypatch):
             return Image.new("RGB", (32, 32), (index, 0, 0)), self.targets[index]
 
     monkeypatch.setattr(datasets, "CIFAR10", Fake)
-    source = DATASETS["cifar10"](str(tmp_path), True)
-    assert source.labels == [0, 1, 1] and source.dataset.train and source.load(2).getpixel((0, 0)) == (2, 0, 0)
+    config, _ = config_of("DATA.DATASET", "cifar10", "DATA.DATA_PATH", tmp_path)
+    source = open_source(config, True)
+    assert source.labels.tolist() == [0, 1, 1] and source.dataset.train and source.load(2).getpixel((0, 0)) == (2, 0, 0)
 
 
 def test_an_absent_torchvision_set_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="torchvision found no MNIST in"):
-        DATASETS["mnist"](str(tmp_path), True)
+    config, _ = config_of("DATA.DATASET", "mnist", "DATA.DATA_PATH", tmp_path)
+    with pytest.raises(UserError, match="torchvision found no MNIST in .*or set DATA.DOWNLOAD True"):
+        open_source(config, True)
+
+
+def test_torchvision_reads_its_own_layouts(tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, (4, 28, 28), dtype=np.uint8)
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    for split in ("train", "t10k"):
+        for kind, array in (("images-idx3", images), ("labels-idx1", np.arange(4, dtype=np.uint8))):
+            path = tmp_path / "MNIST" / "raw" / f"{split}-{kind}-ubyte"
+            write_idx(path, array)
+            path.write_bytes(gzip.decompress(path.read_bytes()))
+    config, _ = config_of("DATA.DATASET", "mnist", "DATA.DATA_PATH", tmp_path)
+    source = open_source(config, False)
+    assert np.array_equal(np.asarray(source.load(2)), images[2]) and source.labels.tolist() == [0, 1, 2, 3]
+    assert len(source.classes) == 10
+
+    root = tmp_path / "food-101"
+    (root / "meta").mkdir(parents=True)
+    (root / "images").mkdir()
+    names = {"apple_pie": ["apple_pie/1"], "ramen": ["ramen/2", "ramen/3"]}
+    for split in ("train", "test"):
+        (root / "meta" / f"{split}.json").write_text(json.dumps(names))
+    for name in sum(names.values(), []):
+        path = root / "images" / f"{name}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (20, 10), "red").save(path)
+    config, _ = config_of("DATA.DATASET", "food101", "DATA.DATA_PATH", tmp_path)
+    source = open_source(config, True)
+    assert source.labels.tolist() == [0, 1, 1] and source.load(2).size == (20, 10) and len(source.classes) == 2
+    (root / "images" / "ramen" / "3.jpg").write_bytes(b"")
+    with pytest.raises(UnreadableImage):
+        source.load(2)
+
+
+def test_a_download_is_asked_for_once_and_by_the_first_process(tmp_path, monkeypatch):
+    asked = []
+
+    class Fake:
+        classes, targets = ["a"], [0]
+
+        def __init__(self, root, train, download=False):
+            asked.append(download)
+
+    monkeypatch.setattr(datasets, "CIFAR100", Fake)
+    for rank in range(2):
+        config, _ = config_of("DATA.DATASET", "cifar100", "DATA.DATA_PATH", tmp_path / "new", "DATA.DOWNLOAD", True)
+        monkeypatch.setattr(World, "from_first", lambda self, decide: decide() if self.first else None)
+        open_source(config, True, World(rank, 2))
+    assert asked == [True, False, False] and (tmp_path / "new").is_dir()
 
 
 def test_image_folder_takes_any_classes_and_sets_the_count(tmp_path):
@@ -165,9 +218,11 @@ def test_a_bad_image_is_one_line_that_names_it(tmp_path, monkeypatch, workers, k
                 return real(path, *args, **kwargs)
 
             monkeypatch.setattr("builtins.open", refusing)
-    config, data = folder_data(root)
+    config, data = folder_data(root, "DATA.MAX_BAD", 0)
     config.DATA.NUM_WORKERS = workers
-    with pytest.raises(UserError, match="cannot read the image .*/val/cat/1.png: .*repair or remove it") as error:
+    with pytest.raises(
+        UserError, match="cannot read the image .*/val/cat/1.png: .*(repair or remove it|check its perm)"
+    ) as error:
         for _ in data.held_out:
             pass
     assert "\n" not in str(error.value)
@@ -256,6 +311,30 @@ def test_published_training_transform():
     ]
 
 
+def test_other_training_transforms():
+    config, _ = config_of("AUG.AUTO_AUGMENT", "3a", "AUG.COLOR_JITTER", 0.3, "AUG.CROP_MODE", "src", "AUG.REPROB", 0.0)
+    steps = train_transform(config).transforms
+    assert kinds(train_transform(config)) == [
+        "Resize", "RandomCrop", "RandomHorizontalFlip", "AutoAugment", "ColorJitter", "MaybeToTensor", "Normalize",
+    ]  # fmt: skip
+    assert steps[0].size == 224 and steps[1].padding == 4 and steps[1].padding_mode == "reflect"
+    assert [[op.name for op in choice] for choice in steps[3].policy] == [
+        ["Solarize"], ["Desaturate"], ["GaussianBlurRand"],
+    ]  # fmt: skip
+    config.AUG.AUTO_AUGMENT, config.AUG.CROP_MODE = "none", "rkrc"
+    config.AUG.VFLIP, config.AUG.GRAYSCALE_PROB, config.AUG.BLUR_PROB = 0.5, 0.2, 0.1
+    config.AUG.COLOR_JITTER, config.AUG.COLOR_JITTER_PROB = [0.4, 0.4, 0.2, 0.1], 0.8
+    assert kinds(train_transform(config)) == [
+        "ResizeKeepRatio", "CenterCropOrPad", "RandomHorizontalFlip", "RandomVerticalFlip", "RandomApply",
+        "RandomGrayscale", "RandomApply", "MaybeToTensor", "Normalize",
+    ]  # fmt: skip
+    config.AUG.COLOR_JITTER, config.AUG.HFLIP, config.AUG.VFLIP = 0.0, 0.0, 0.0
+    config.AUG.GRAYSCALE_PROB = config.AUG.BLUR_PROB = 0.0
+    assert kinds(train_transform(config)) == ["ResizeKeepRatio", "CenterCropOrPad", "MaybeToTensor", "Normalize"]
+    config.AUG.ENABLE = False
+    assert kinds(train_transform(config)) == kinds(evaluation_transform(config))
+
+
 def test_padded_crop_takes_the_crops_of_torchvision_as_often():
     image = Image.fromarray(np.random.default_rng(0).integers(1, 255, (5, 7), dtype=np.uint8))
     ours, theirs = PaddedCrop((5, 7), 1), transforms.RandomCrop((5, 7), padding=1)
@@ -269,15 +348,31 @@ def test_published_validation_transform():
     assert resize.size == 256 and crop.size == (224, 224)
     config.TEST.CROP = False
     assert kinds(evaluation_transform(config)) == ["Resize", "ToTensor", "Normalize"]
-    config.TEST.CROP, config.DATA.IMG_SIZE = True, 32
+    config.TEST.CROP, config.TEST.CROP_RATIO = True, 1.0
+    assert evaluation_transform(config).transforms[0].size == 224
+    config.DATA.IMG_SIZE = 32
     assert evaluation_transform(config).transforms[0].size == (32, 32)
 
 
+def test_a_rectangular_input_keeps_the_proportions():
+    config, _ = config_of("DATA.IMG_SIZE", [64, 128])
+    resize, crop = evaluation_transform(config).transforms[:2]
+    for height, width in ((100, 100), (50, 300), (640, 1280)):
+        found = np.asarray(resize(Image.new("L", (width, height)))).shape
+        assert found[0] / found[1] == pytest.approx(height / width, rel=0.02)
+        assert found[0] >= 73 and found[1] >= 146 and (found[0] == 73 or found[1] == 146)
+    assert crop.size == (64, 128)
+
+
 @pytest.mark.parametrize("size", [[40, 24], [16, 32], 48])
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("policy", ["none", "rand-m9-mstd0.5-inc1"])
-def test_rectangular_and_gray_inputs(tmp_path, size, channels, policy):
-    opts = ["MODEL.VSSM.IN_CHANS", channels, "DATA.MEAN", [0.5] * channels, "DATA.STD", [0.5] * channels]
+@pytest.mark.parametrize(
+    ("channels", "policy"),
+    [(1, "none"), (3, "none"), (4, "none"), (1, "rand-m9-mstd0.5-inc1"), (3, "rand-m9-mstd0.5-inc1"), (3, "3a")],
+)
+@pytest.mark.parametrize("crop", ["rrc", "src"])
+def test_rectangular_gray_and_four_channel_inputs(tmp_path, size, channels, policy, crop):
+    opts = ["AUG.CROP_MODE", crop]
+    opts += ["MODEL.VSSM.IN_CHANS", channels, "DATA.MEAN", [0.5] * channels, "DATA.STD", [0.5] * channels]
     _, data = folder_data(write_images(tmp_path, TWO_CLASSES), *opts, "DATA.IMG_SIZE", size, "AUG.AUTO_AUGMENT", policy)
     height, width = (size, size) if isinstance(size, int) else size
     for batches in (data.train, data.held_out):

@@ -75,9 +75,9 @@ def test_best_is_all_that_prediction_needs(trained):
     network = model_from_config(payload["config"])
     assert load_weights(network, payload).clean
     transform = evaluation_transform(payload["config"])
-    from classification.sources import DATASETS
+    from classification.arrays import open_digits
 
-    source = DATASETS["digits"]("", False)
+    source = open_digits(train=False)
     images = torch.stack([transform(source.load(index)) for index in range(360)])
     right = (network.eval()(images).argmax(1) == torch.tensor(source.labels)).float().mean()
     highest = max(float(v) for v in re.findall(r"Max accuracy(?: ema)?: ([\d.]+)%", output))
