@@ -94,6 +94,11 @@ def _one_update(trainer: Trainer, data: Data) -> tuple[float, float]:
         finite = finite * torch.isfinite(loss)
         computing += clock.lap()
     update(trainer, finite, 0, window - 1)
+    for name, parameter in trainer.network.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise UserError(
+                f"{name} is not finite after one update; lower TRAIN.BASE_LR {trainer.config.TRAIN.BASE_LR}"
+            )
     return loading / window, (computing + clock.lap()) / window
 
 
