@@ -19,6 +19,7 @@ from classification.checkpoint import LAST, Checkpoints, resume
 from classification.data import Data
 from classification.meters import Clock, memory_megabytes
 from classification.optim import images_per_update
+from classification.parallel import own_part
 from classification.progress import Progress
 from classification.schedule import present_rate
 from classification.train import Trainer, forward_backward, update
@@ -94,11 +95,10 @@ def _one_update(trainer: Trainer, data: Data) -> tuple[float, float]:
         finite = finite * torch.isfinite(loss)
         computing += clock.lap()
     update(trainer, finite, 0, window - 1)
-    for name, parameter in trainer.network.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise UserError(
-                f"{name} is not finite after one update; lower TRAIN.BASE_LR {trainer.config.TRAIN.BASE_LR}"
-            )
+    broken = [not bool(torch.isfinite(own_part(parameter)).all()) for parameter in trainer.network.parameters()]
+    if trainer.world.any(torch.tensor(any(broken), device=trainer.world.device)):
+        rate = trainer.config.TRAIN.BASE_LR
+        raise UserError(f"the weights are not finite after one update; lower TRAIN.BASE_LR {rate}")
     return loading / window, (computing + clock.lap()) / window
 
 
@@ -111,7 +111,7 @@ def _round_trip(trainer: Trainer, data: Data, folder: Path) -> int:
         raise UserError(f"no checkpoint can be written: {checkpoints.missed}")
     resume(trainer, folder / LAST, data.train)
     for key, value in trainer.network.state_dict().items():
-        if not torch.equal(value, before[key]):
+        if not torch.equal(own_part(value), own_part(before[key])):
             raise UserError(f"{key} is not the same after a checkpoint was written and read; do not train on this disk")
     return (folder / LAST).stat().st_size
 

@@ -106,6 +106,11 @@ def gathered(state: Any, keep: bool = True) -> Any:
     return state
 
 
+def own_part(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor: its shard, or all of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 @contextmanager
 def whole_on_every_process(network: nn.Module) -> Iterator[None]:
     """Hold a sharded network's weights whole for a while, so that processes may call it a different number of times."""

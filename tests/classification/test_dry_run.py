@@ -47,7 +47,7 @@ def test_a_dry_run_meets_what_the_run_would(tiny_config, run_main):
     config = tiny_config()
     assert run_main("--cfg", config, "--dry-run", "--batch-size", 5000)[0] == 2
     code, _, errors = run_main("--cfg", config, "--dry-run", "--lr", "inf")
-    assert code == 2 and "is not finite after one update; lower TRAIN.BASE_LR inf" in errors
+    assert code == 2 and "the weights are not finite after one update; lower TRAIN.BASE_LR inf" in errors
 
 
 def test_a_dry_run_needs_a_place_to_write(tiny_config, run_main, monkeypatch):
