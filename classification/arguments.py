@@ -159,6 +159,14 @@ def command_line() -> Parser:
     setting(group, "--output", "OUTPUT", "root of run folders, default 'output'", metavar="DIR")
     setting(group, "--tag", "TAG", "name of the run: OUTPUT/MODEL.NAME/TAG; the same tag resumes", metavar="NAME")
 
+    group = parser.add_argument_group("what a run tells of itself")
+    setting(group, "--wandb", "WANDB", "send the figures to this project of Weights & Biases", metavar="PROJECT")
+    setting(group, "--mlflow", "MLFLOW", "send the figures to this experiment of MLflow", metavar="EXPERIMENT")
+    setting(
+        group, "--profile", "PROFILE", "trace so many training steps (5)", type=int, nargs="?", const=5, metavar="STEPS"
+    )
+    switch(group, "--no-report", "REPORT", "no confusion matrix, class table, worst predictions, model card", False)
+
     group = parser.add_argument_group("instead of training")
     switch(group, "--eval", "EVAL_MODE", "evaluate the weights of --pretrained, --resume or the run folder")
     switch(group, "--throughput", "THROUGHPUT_MODE", "measure images per second")

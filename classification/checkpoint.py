@@ -60,6 +60,11 @@ _FREE_KEYS = (
     "SAVE_",
     "TIMEOUT",
     "TENSORBOARD",
+    "WANDB",
+    "MLFLOW",
+    "REPORT",
+    "PROFILE",
+    "CARD.",
 )
 
 

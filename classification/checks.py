@@ -65,6 +65,7 @@ _AT_LEAST = {
     "SAVE_FREQ": 1,
     "PRINT_FREQ": 1,
     "KEEP_CHECKPOINTS": 0,
+    "PROFILE": 0,
     "SAVE_STEPS": 0,
     "TIMEOUT": 1,
 }
@@ -181,6 +182,8 @@ _IGNORED: tuple[tuple[Callable[[CfgNode], bool], tuple[str, ...], str], ...] = (
     ),
     (lambda c: c.AUG.REPROB == 0, ("AUG.REMODE", "AUG.RECOUNT"), "AUG.REPROB is 0"),
     *DATA_IGNORED,
+    (lambda c: c.EVAL_MODE or c.THROUGHPUT_MODE, ("WANDB", "MLFLOW", "PROFILE"), "nothing is trained"),
+    (lambda c: not c.REPORT, ("CARD.LICENSE", "CARD.DATA_LICENSE"), "REPORT is off"),
 )
 
 

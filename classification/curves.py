@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from classification.pictures import new_figure, write_figure
 from classification.records import METRICS, read_metrics
 from vmamba.errors import UserError, exit_on_user_error
 
@@ -18,15 +19,11 @@ _PANELS = (
 
 def draw_curves(folder: Path) -> Path:
     """Draw ``curves.png`` beside the ``metrics.csv`` of `folder` and return its path."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     source = folder / METRICS
     if not source.exists():
         raise UserError(f"there is no {source}; name a run folder that has trained at least one epoch")
     rows = read_metrics(source)
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(13, 3.8)
     for axes, (title, lines) in zip(figure.subplots(1, len(_PANELS)), _PANELS):
         for column, label in lines:
             points = [(row["epoch"], row[column]) for row in rows if row.get(column) is not None]
@@ -36,9 +33,7 @@ def draw_curves(folder: Path) -> Path:
         axes.grid(alpha=0.3)
         if len(lines) > 1:
             axes.legend()
-    path = folder / CURVES
-    figure.savefig(path, dpi=120)
-    return path
+    return write_figure(figure, folder / CURVES)
 
 
 def main() -> int:

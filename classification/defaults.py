@@ -191,6 +191,11 @@ _DEFAULTS: dict = {
     "SAVE_STEPS": 0,
     "TIMEOUT": 1800.0,
     "TENSORBOARD": True,
+    "WANDB": "",
+    "MLFLOW": "",
+    "REPORT": True,
+    "PROFILE": 0,
+    "CARD": {"LICENSE": "", "DATA_LICENSE": ""},
 }
 
 # Keys that are accepted and warned of, and why; all but AMP_OPT_LEVEL do nothing.

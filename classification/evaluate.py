@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from classification.data import Batches
+from classification.findings import Findings
 from classification.meters import Clock, Meter, memory_megabytes
 from classification.precision import Precision
 from classification.world import World
@@ -35,11 +36,13 @@ def evaluate(
     logger: logging.Logger,
     print_freq: int = 10,
     on_counted: Callable[[], None] = lambda: None,
+    findings: Findings | None = None,
 ) -> Score:
     """Return the `Score` of `network`, the same on every process.
 
     With fewer than five classes, top-5 counts all of them. The network is left in evaluation mode. `on_counted` is
     called when all processes have counted their images, and may raise: where the batches of one were cut short.
+    `findings` takes in every batch of this process.
     """
     network.eval()
     world.sync_buffers(network)
@@ -52,6 +55,8 @@ def evaluate(
             logits = network(images)
         counts = _counts(logits.float(), labels)
         totals += counts
+        if findings is not None:
+            findings.observe(images, logits.float(), labels)
         for meter, value, factor in zip((first, five, losses), counts.tolist(), (100, 100, 1)):
             meter.update(factor * value / len(labels), len(labels))
         times.update(clock.lap())

@@ -93,4 +93,6 @@ class Bar:
 
     def step(self, text: str) -> None:
         """Advance by one step and show `text`."""
+        if self._progress.disable:  # a hidden bar would still take its lock and guess its speed
+            return
         self._progress.update(self._task, advance=1, description=text)

@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -20,13 +21,17 @@ from classification.config import as_yaml
 from classification.curves import draw_curves
 from classification.data import Data, build_data
 from classification.dry_run import dry_run, scratch_folder
+from classification.environment import write_environment
 from classification.evaluate import Score, evaluate
 from classification.failures import explained
+from classification.findings import Findings
 from classification.finetuning import fetch_weights
 from classification.log import Bar, close_logger, create_logger
 from classification.parallel import whole_on_every_process
+from classification.profiling import StepProfile
 from classification.progress import EpochSoFar, Progress
 from classification.records import Records
+from classification.report import add_model_card, evaluation_folder, new_findings, report_best, write_report
 from classification.rng import seed_everything
 from classification.run_folder import open_run_folder, write_settings
 from classification.stopping import Interrupted
@@ -83,13 +88,17 @@ def run(
     trainer = build_trainer(config, build_network(config, world, logger), data, world, logger)
     logger.info(f"{world.size} process(es) on {world.device.type}, {trainer.precision}, {len(data.classes)} classes")
     if config.EVAL_MODE:
-        load_for_evaluation(trainer, folder)
-        evaluate_all(trainer, data)
+        source = load_for_evaluation(trainer, folder)
+        found: list[tuple[Score, Findings | None]] = []
+        evaluate_all(trainer, data, found)
+        score, findings = max(reversed(found), key=lambda pair: pair[0].top1)
+        write_report(findings, score, source, evaluation_folder(folder, source), world, logger)
         return
     progress = start(trainer, data, folder)
     if config.DRY_RUN:
         dry_run(trainer, data, updates_per_epoch(config, data), folder, console)
         return
+    world.from_first(lambda: write_environment(folder, data, trainer.network, world, progress.epoch))
     train(trainer, data, progress, folder, console)
 
 
@@ -124,18 +133,20 @@ def train(trainer: Trainer, data: Data, progress: Progress, folder: Path, consol
     if progress.epoch >= config.TRAIN.EPOCHS:
         logger.info(f"all {config.TRAIN.EPOCHS} epochs are done; --tag NAME starts another run, --epochs N trains on")
         evaluate_all(trainer, data)
-    records = Records(folder, progress.epoch, config.TENSORBOARD, logger) if world.first else None
+    records = Records(folder, progress.epoch, config, logger) if world.first else None
     checkpoints = Checkpoints(trainer, progress, data.train, data.classes, folder)
     data.held_out.enough = lambda: trainer.stopping.requested > 0
     done = progress.epoch * steps + trainer.so_far.step
     with (
+        closing(records) if records is not None else nullcontext(),
         trainer.stopping,
         explained(trainer, progress),
         Bar(console, config.TRAIN.EPOCHS * steps, done, visible=world.first) as bar,
+        StepProfile(config.PROFILE, folder, world, logger, bar.step) as profile,
     ):
         try:
             for epoch in range(progress.epoch, config.TRAIN.EPOCHS):
-                summary = train_one_epoch(trainer, data.train, epoch, bar.step, checkpoints.after_update)
+                summary = train_one_epoch(trainer, data.train, epoch, profile.step, checkpoints.after_update)
                 score, score_ema = evaluate_all(trainer, data)
                 trainer.schedule.step(epoch + 1, score.top1)  # moves `plateau` alone
                 better = take_scores(progress, epoch, score, score_ema, logger)
@@ -151,24 +162,31 @@ def train(trainer: Trainer, data: Data, progress: Progress, folder: Path, consol
                 raise TrainingStopped(f"{stop} ends the run, and {checkpoints.missed}") from None
             raise
     logger.info(f"Training time {datetime.timedelta(seconds=int(time.monotonic() - began))}")
+    report_best(trainer, data, folder)
     if records is not None:
-        records.close()
         logger.info(f"best accuracy {progress.best:.2f}%")
         logger.info(f"checkpoint {folder / BEST}")
         logger.info(f"curves     {_drawn(folder)}")
         logger.info(f"log        {folder / 'log_rank0.txt'}")
+        add_model_card(config, folder, logger)
     if checkpoints.missed:
         raise TrainingStopped(f"all epochs are trained, but not all is on the disk: {checkpoints.missed}")
 
 
-def evaluate_all(trainer: Trainer, data: Data) -> tuple[Score, Score | None]:
-    """Return the scores of the weights and of their average, logged in the published form."""
+def evaluate_all(
+    trainer: Trainer, data: Data, found: list[tuple[Score, Findings | None]] | None = None
+) -> tuple[Score, Score | None]:
+    """Return the scores of the weights and of their average, logged in the published form.
+
+    `found` takes the findings of each, which are collected only where there is such a list.
+    """
     config, world, logger = trainer.config, trainer.world, trainer.logger
     networks = {"": trainer.network}
     if trainer.average is not None:
         networks[" ema"] = trainer.average.on(world.device)
     scores = []
     for label, network in networks.items():
+        findings = new_findings(config, data) if found is not None else None
         with whole_on_every_process(network):
             score = evaluate(
                 network,
@@ -178,7 +196,10 @@ def evaluate_all(trainer: Trainer, data: Data) -> tuple[Score, Score | None]:
                 logger,
                 config.PRINT_FREQ,
                 on_counted=lambda: trainer.stopping.check(world),
+                findings=findings,
             )
+        if found is not None:
+            found.append((score, findings))
         logger.info(f"Accuracy of the network{label} on the {score.images} test images: {score.top1:.1f}%")
         scores.append(score)
     return scores[0], scores[1] if len(scores) > 1 else None
@@ -200,8 +221,8 @@ def take_scores(progress: Progress, epoch: int, score: Score, score_ema: Score |
     return False
 
 
-def load_for_evaluation(trainer: Trainer, folder: Path) -> None:
-    """Fill the trainer with the weights of --resume, --pretrained or the run folder, in this order."""
+def load_for_evaluation(trainer: Trainer, folder: Path) -> str:
+    """Fill the trainer with the weights of --resume, --pretrained or the run folder, in this order; return the file."""
     config = trainer.config
     source = config.MODEL.RESUME or config.MODEL.PRETRAINED
     if not source:
@@ -211,13 +232,14 @@ def load_for_evaluation(trainer: Trainer, folder: Path) -> None:
         source = str(found)
     config.MODEL.PRETRAINED = source
     load_pretrained(config, trainer)
+    return source
 
 
 def _drawn(folder: Path) -> str:
     try:
         return str(draw_curves(folder))
-    except OSError as error:
-        return f"cannot be drawn: {error.strerror}"
+    except (OSError, UserError) as error:
+        return f"cannot be drawn: {error}"
 
 
 def _row(epoch: int, summary, score: Score, score_ema: Score | None) -> dict:

@@ -1,17 +1,22 @@
-"""Figures of each epoch: ``metrics.csv`` and TensorBoard."""
+"""The figures of each epoch: ``metrics.csv``, ``metrics.jsonl`` and the trackers."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
+from yacs.config import CfgNode
+
+from classification.trackers import open_trackers
 from vmamba.errors import UserError
 from vmamba.weights import write_text
 
-METRICS = "metrics.csv"
+METRICS, METRICS_LINES = "metrics.csv", "metrics.jsonl"
 COLUMNS = (
     "epoch",
     "lr",
@@ -31,11 +36,15 @@ COLUMNS = (
 class Records:
     """The table of a run. Rows of epochs that are trained again after a resume are replaced."""
 
-    def __init__(self, folder: Path, start_epoch: int, tensorboard: bool, logger: logging.Logger) -> None:
+    def __init__(self, folder: Path, start_epoch: int, config: CfgNode, logger: logging.Logger) -> None:
         self.path = folder / METRICS
-        kept = read_metrics(self.path) if self.path.exists() else []
-        self.rows: list[dict[str, Any]] = [row for row in kept if row["epoch"] < start_epoch]
-        self._writer = _open_tensorboard(folder / "tensorboard", start_epoch, logger) if tensorboard else None
+        self.rows: list[dict[str, Any]] = []
+        if self.path.exists():
+            try:
+                self.rows = [row for row in read_metrics(self.path) if row["epoch"] < start_epoch]
+            except UserError as error:
+                logger.warning(f"{error}; it starts afresh")
+        self._trackers = open_trackers(folder, config, start_epoch, logger)
         self._logger = logger
 
     def add(self, row: dict[str, Any]) -> None:
@@ -45,41 +54,35 @@ class Records:
         table = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
         table.writeheader()
         table.writerows(self.rows)
+        lines = "".join(json.dumps(_without_gaps(row), allow_nan=False) + "\n" for row in self.rows)
         try:
             write_text(self.path, text.getvalue())
+            write_text(self.path.with_name(METRICS_LINES), lines)
         except UserError as error:
             self._logger.warning(f"{error}; the run goes on without it")
-        if self._writer is not None:
-            try:
-                for name, value in row.items():
-                    if name != "epoch" and value is not None:
-                        self._writer.add_scalar(name, value, row["epoch"])
-                self._writer.flush()
-            except OSError as error:
-                self._logger.warning(f"TensorBoard is off from here on: {error}")
-                self._writer = None
+        for tracker in self._trackers:
+            tracker.log(row, row["epoch"])
 
     def close(self) -> None:
-        """Close the TensorBoard file."""
-        if self._writer is not None:
-            self._writer.close()
+        """Let the trackers send what is left."""
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a ``metrics.csv`` as numbers; empty cells are None."""
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [
-        {name: int(value) if name == "epoch" else float(value) if value else None for name, value in row.items()}
-        for row in rows
-    ]
-
-
-def _open_tensorboard(folder: Path, start_epoch: int, logger: logging.Logger):
+    """Return the rows of a ``metrics.csv`` as numbers; empty cells are None. `UserError` for what is no such table."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        return [
+            {name: int(value) if name == "epoch" else float(value) if value else None for name, value in row.items()}
+            for row in rows
+            if row["epoch"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no table of epochs ({type(error).__name__}: {error})") from None
 
-        return SummaryWriter(str(folder), purge_step=start_epoch)
-    except (ImportError, OSError) as error:
-        logger.warning(f"TensorBoard is off: {error}")
-        return None
+
+def _without_gaps(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows no NaN: what is not a finite number is left out, as what was not measured is."""
+    return {name: value for name, value in row.items() if value is not None and math.isfinite(value)}

@@ -105,13 +105,14 @@ def train_one_epoch(
         loss = forward_backward(trainer, images, labels, size, synchronise=closes)
         finite = finite * torch.isfinite(loss)
         so_far.seen += len(labels)
+        # read before the update is queued on a GPU: its check waits for this much anyway, and then for no more
+        value = loss.item()
         if closes:
             so_far.lr, scale = present_rate(trainer.optimizer), trainer.precision.scale
             norm = update(trainer, finite, epoch, step)
             if norm is not None:
                 so_far.norms.update(norm)
             finite = torch.ones_like(finite)
-        value = loss.item()
         if math.isfinite(value):
             so_far.losses.update(value, len(labels))
         so_far.step = step + 1
@@ -175,7 +176,7 @@ def update(trainer: Trainer, finite: Tensor, epoch: int, step: int) -> float | N
     requested = torch.full_like(norm, trainer.stopping.requested)
     highest_bad, highest_signal = trainer.world.highest(torch.stack([bad.to(norm.dtype), requested]))
     trainer.stopping.agreed = int(highest_signal)
-    skipped = bool(highest_bad)
+    skipped, length = bool(highest_bad), float(norm)
     if skipped:
         _count_nonfinite(trainer, epoch, step)
         if scaler.is_enabled():
@@ -194,7 +195,7 @@ def update(trainer: Trainer, finite: Tensor, epoch: int, step: int) -> float | N
     if trainer.average is not None and not skipped:
         trainer.average.update(trainer.network, trainer.updates)
     trainer.schedule.step_update(trainer.updates)
-    return None if skipped else float(norm)
+    return None if skipped else length
 
 
 def _count_nonfinite(trainer: Trainer, epoch: int, step: int) -> None:

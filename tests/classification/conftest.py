@@ -36,6 +36,7 @@ TINY = {
     "TRAIN": {"EPOCHS": 2, "WARMUP_EPOCHS": 1, "BASE_LR": 1e-2},
     "AUG": {"AUTO_AUGMENT": "none", "COLOR_JITTER": 0.0, "REPROB": 0.25, "CROP_PADDING": 1},
     "TENSORBOARD": False,
+    "REPORT": False,
 }
 
 
@@ -61,7 +62,7 @@ def tiny_config(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Callable[[int], tuple[Path, str]]:
-    """Trains the tiny run for so many epochs, once; answers (its folder, standard output)."""
+    """Trains the tiny run for so many epochs, once, with a report; answers (its folder, standard output)."""
 
     @functools.cache
     def train(epochs: int) -> tuple[Path, str]:
@@ -69,7 +70,7 @@ def finished(tmp_path_factory) -> Callable[[int], tuple[Path, str]]:
         config = write_config(folder, TRAIN__EPOCHS=epochs)
         output = io.StringIO()
         with contextlib.redirect_stdout(output):
-            assert main(["--cfg", str(config), "--output", str(folder / "out")]) == 0
+            assert main(["--cfg", str(config), "--output", str(folder / "out"), "--opts", "REPORT", "True"]) == 0
         return folder, output.getvalue()
 
     return train

@@ -105,6 +105,7 @@ def _server():
 def _run_rank(arguments: list[str], settings: dict[str, str], output: str) -> None:
     from tests.classification import faults
 
+    multiprocessing.set_start_method("fork", force=True)  # as in a run of its own; this one has inherited forkserver
     os.environ.update(settings)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)

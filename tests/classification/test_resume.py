@@ -16,7 +16,7 @@ RUN = {
     "TRAIN__ACCUMULATION_STEPS": 2,
     "KEEP_CHECKPOINTS": 0,
     "DATA__BATCH_SIZE": 128,
-    "DATA__NUM_WORKERS": 2,
+    "DATA__NUM_WORKERS": 1,
     "AUG__AUTO_AUGMENT": "rand-m9-mstd0.5-inc1",
     "EMA__WARMUP": True,
 }
@@ -46,7 +46,7 @@ def test_a_run_interrupted_anywhere_ends_with_the_same_bits(tiny_config, tmp_pat
     assert (folder / place).exists()
 
     fault = {"do": "signal", "rank": 0, "at": 2, "signals": ["SIGKILL"]}
-    saving = [*broken, "--workers", 1, "--opts", "SAVE_STEPS", 2]
+    saving = [*broken, "--workers", 0, "--opts", "SAVE_STEPS", 2]
     codes, output = run_ranks(tmp_path, saving, processes, fault)
     assert codes == [-9, 1][:processes] and "EPOCH" in output, output
     (folder / ".ckpt_epoch_2.pth.tmp-1").write_bytes(b"left over")

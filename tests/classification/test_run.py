@@ -49,7 +49,8 @@ def test_a_run_prints_published_lines_and_where_everything_is(trained):
         assert str(folder / file) in tail and (folder / file).stat().st_size > 0
     assert {p.name for p in folder.iterdir()} == {
         ".lock", "best.pth", "last.pth", "ckpt_epoch_0.pth", "ckpt_epoch_1.pth", "config.json", "config.yaml",
-        "curves.png", "log_rank0.txt", "manifest.json", "metrics.csv",
+        "curves.png", "log_rank0.txt", "manifest.json", "metrics.csv", "metrics.jsonl", "environment.json",
+        "starts.jsonl", "evaluation", "README.md",
     }  # fmt: skip
     stored = json.loads((folder / "config.json").read_text())
     assert stored == yaml.safe_load((folder / "config.yaml").read_text())

@@ -33,9 +33,9 @@ def closed_form(model: Any, height: int, width: int) -> int:
 
 @pytest.mark.parametrize("name", ["vim_tiny", "vim_tiny_stride8", "fastvim_tiny", "vim_ln_tiny"])
 @pytest.mark.parametrize("size", [(224, 224), (112, 160)])
-def test_published_models(name: str, size: tuple[int, int]) -> None:
+def test_three_blocks_of_published_models(name: str, size: tuple[int, int]) -> None:
     with torch.device("meta"):
-        model = vmamba.create_model(name)
+        model = vmamba.create_model(name, depth=3)
     count = count_model(model, size)
     assert count.macs == closed_form(model, *size) and not count.uncovered
     assert count_model(model, size, batch=2).macs == 2 * count.macs

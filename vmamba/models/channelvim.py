@@ -61,7 +61,9 @@ class ChannelTokens(Vim):
         taken = taken.sort().values if self.sort_channels else taken
         return x[:, taken], taken if names is None else names[taken]
 
-    def _embedded(self, x: Tensor, names: Tensor | None = None) -> tuple[Tensor, Sequence2d]:
+    def _embedded(  # type: ignore[override]
+        self, x: Tensor, names: Tensor | None = None
+    ) -> tuple[Tensor, Sequence2d]:
         """The tokens [B, L, D], and what is known of their sequence, whose grid has the channels as its third axis."""
         if x.dim() != 4 or not 1 <= x.shape[1] <= self.in_chans:
             raise ValueError(f"x: expected images [B, 1 to {self.in_chans} channels, H, W], got {tuple(x.shape)}")
@@ -110,6 +112,7 @@ class FastChannelVim(ChannelTokens, FastVim):
     def __init__(self, *args: Any, rotate_every_block: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, rotate_every_block=False, **kwargs)
         channel_first = self.scan_order == "channel-first"
+        block: Any
         for number, block in enumerate(self.layers):
             block.mixer.pooled_axes = 1 if channel_first else 2
             if rotate_every_block and number % 2:
@@ -123,6 +126,7 @@ class FastChannelVim2d(FastChannelVim):
         super().__init__(*args, rotate_every_block=False, **kwargs)
         if self.scan_order != "channel-first":
             raise UserError(f"scan_order: FastChannelVim2d scans Channel-First, got {self.scan_order!r}")
+        block: Any
         for number, block in enumerate(self.layers):
             block.mixer.pooled_axes = (0, 1) if number % 3 == 2 else (1, 2)
             if rotate_every_block and number % 3 == 1:

@@ -53,7 +53,8 @@ class FastVim(Vim):
             norm_after_scan=use_norm_after_ssm,
         )
         super().__init__(*args, if_cls_token=False, final_pool_type=final_pool_type, _mixer=mixer, **kwargs)
-        for block in self.layers[1::2] if rotate_every_block else ():
+        turned: list[Any] = list(self.layers)[1::2] if rotate_every_block else []
+        for block in turned:
             block.swaps = (0, 1)
 
 

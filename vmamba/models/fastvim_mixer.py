@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vmamba_kernels import pool_tokens, pooled_scan
@@ -55,6 +56,7 @@ class FastVimMixer(VimMixer):
         )  # [B, 2E, P]
         delta, b, c = self._projected(steps)
         A, D, bias = self._recurrence()
+        plain = "reference" if u.dtype is torch.float64 else "unfused"
         y = pooled_scan(
             u,
             steps,
@@ -68,6 +70,6 @@ class FastVimMixer(VimMixer):
             pooled_axes=self.pooled_axes,
             reverse=(False, True),
             average=True,
-            backend=self.backend if self.use_fast_path else "unfused",
+            backend=self.backend if self.use_fast_path else plain,
         )
         return y.transpose(1, 2)

@@ -31,8 +31,8 @@ class MaskedAutoencoder(nn.Module):
     The encoder sees the kept patches alone; the decoder sees them among mask tokens, and tells the pixels of each
     patch, channels last. The loss is the mean squared error over the hidden patches, with `norm_pix_loss` of pixels
     normed within their patch. `mask_ratio` is the hidden part. As published, tokens that a "colwise" scan has in column
-    order are compared with the patches in row order; with `aligned_targets` each is compared with its own. The other arguments are those of `Vim`; images have the
-    one size that is built for.
+    order are compared with the patches in row order; with `aligned_targets` each is compared with its own. The other
+    arguments are those of `Vim`; images have the one size that is built for.
     """
 
     class_token = "none"
@@ -95,7 +95,8 @@ class MaskedAutoencoder(nn.Module):
         if any(side % patch_size for side in self.img_size):
             raise UserError(f"img_size: expected multiples of patch_size {patch_size}, got {self.img_size}")
         self.image_grid = patches.grid(self.img_size)
-        self.grid = self.image_grid[::-1] if self.scans_columns else self.image_grid
+        height, width = self.image_grid
+        self.grid = (width, height) if self.scans_columns else (height, width)
         self.class_rows = int(self.class_token != "none")
 
         if self.class_rows:
@@ -138,6 +139,7 @@ class MaskedAutoencoder(nn.Module):
         for linear in (self.decoder_embed, self.decoder_pred):
             nn.init.zeros_(linear.bias)
         for blocks in (self.layers, self.decoder_blocks):
+            block: Any
             for block in blocks:
                 block.mixer.init_weights(len(blocks) ** 0.5)
 

@@ -36,8 +36,13 @@ from .vim_mixer import VimMixer, wide
 from .vim_patches import PatchEmbed, pair
 from .vim_pools import POOLS, pool_name, pooled_logits
 
-CLASS_TOKEN_NAMES = {"none": (), "head": ("cls_token",), "middle": ("cls_token",)}
-CLASS_TOKEN_NAMES["double"] = ("cls_token_head", "cls_token_tail")
+CLASS_TOKEN_NAMES: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "head": ("cls_token",),
+    "middle": ("cls_token",),
+    "double": ("cls_token_head", "cls_token_tail"),
+}
+ImageGrid = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -198,12 +203,12 @@ class Vim(nn.Module):
         """The kind of class token that the position embedding has rows for."""
         return self.class_token if self.embeds_class_tokens else "none"
 
-    def _oriented(self, grid: Grid) -> Grid:
+    def _oriented(self, grid: ImageGrid) -> ImageGrid:
         """The grid of the sequence: lines and tokens a line."""
-        return grid[::-1] if self.scans_columns else grid
+        return (grid[1], grid[0]) if self.scans_columns else grid
 
     @property
-    def grid(self) -> Grid:
+    def grid(self) -> ImageGrid:
         """The grid of the sequence at `img_size`."""
         return self._oriented(self.patch_embed.grid(self.img_size))
 
@@ -227,10 +232,10 @@ class Vim(nn.Module):
         if self.rope is not None:
             self.rope.set_grid(self.grid, self.rope.freqs_cos.device)
 
-    def _resized(self, pos_embed: Tensor, old: Grid, new: Grid) -> Tensor:
+    def _resized(self, pos_embed: Tensor, old: ImageGrid, new: ImageGrid) -> Tensor:
         return resize_token_embed(pos_embed, old, new, self.embedded_token, self.legacy_resize)
 
-    def resized_embed(self, pos_embed: Tensor, old: Grid) -> Tensor:
+    def resized_embed(self, pos_embed: Tensor, old: ImageGrid) -> Tensor:
         """A position embedding of the grid `old`, class tokens' rows among its own, as one of this model's grid."""
         return self._resized(pos_embed, old, self.grid)
 
@@ -262,7 +267,7 @@ class Vim(nn.Module):
             x, sequence = _reordered(x, sequence, torch.arange(x.shape[1] - 1, -1, -1, device=x.device))
         return x, sequence
 
-    def _rotation(self, grid: Grid, places: tuple[int, ...]) -> Rotation | None:
+    def _rotation(self, grid: ImageGrid, places: tuple[int, ...]) -> Rotation | None:
         """The rotation of every token, if any; class tokens do not turn."""
         if self.rope is None:
             return None

@@ -18,6 +18,7 @@ from vmamba.weights.files import (
     remove_leftovers,
     save_checkpoint,
     set_aside,
+    write_bytes,
     write_text,
 )
 from vmamba.weights.loading import fit_weights, load_weights
@@ -46,5 +47,6 @@ __all__ = [
     "set_aside",
     "verify",
     "weights_folder",
+    "write_bytes",
     "write_text",
 ]

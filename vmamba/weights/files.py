@@ -79,10 +79,15 @@ def drop_checkpoint(path: str | Path) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file atomically: readers see the old text or the new, never a part. `CheckpointError` if refused."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file atomically, in the manner of `write_text`."""
     path = Path(path)
     temporary = _temporary(path)
     try:
-        _write(temporary, lambda file: file.write(text.encode("utf-8")))
+        _write(temporary, lambda file: file.write(data))
         os.replace(temporary, path)
         _sync(path.parent)
     except OSError as error:

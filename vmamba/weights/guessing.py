@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from vmamba.weights.contents import choose_entry
 from vmamba.weights.loading import fit_weights
+
+# A key that every model of the Vim family has and no VSSM does.
+_VIM = re.compile(r"(^|\.)layers\.0\.mixer\.")
 
 
 def models_that_fit(payload: Mapping[str, Any], **where: Any) -> list[str]:
@@ -18,9 +23,15 @@ def models_that_fit(payload: Mapping[str, Any], **where: Any) -> list[str]:
     backbone they are.
     """
     from vmamba import list_models
+    from vmamba.models import VARIANTS, model_names
 
+    keys = choose_entry(payload, **where)[1]
+    of_vim = any(_VIM.search(key) for key in keys)
+    other = set(VARIANTS) if of_vim else set(model_names()) - set(VARIANTS)
     fitting = []
     for name in list_models():
+        if name in other:
+            continue
         report, _ = fit_weights(
             empty_model(name),
             payload,

@@ -1,0 +1,30 @@
+"""Figures without a display, written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmamba.weights import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of that many inches; it knows nothing of pyplot, whose state others may use."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def write_figure(figure: Figure, path: Path, dpi: int = 100) -> Path:
+    """Write `figure` as a PNG file, atomically, and return its path. `CheckpointError` when the disk refuses."""
+    data = io.BytesIO()
+    figure.savefig(data, dpi=dpi, format="png")
+    write_bytes(path, data.getvalue())
+    return path
