@@ -88,6 +88,11 @@ def command_line() -> Parser:
     setting(group, "--three-augment", "AUG.AUTO_AUGMENT", "DeiT III's ThreeAugment, the policy 3a", **three)
     setting(group, "--crop-mode", "AUG.CROP_MODE", "random crop", choices=("rrc", "src", "rkrc", "rkrr"))
     setting(group, "--aug-repeats", "AUG.REPEATS", "repeated augmentation; DeiT takes 3", type=int, metavar="N")
+    setting(group, "--color-jitter", "AUG.COLOR_JITTER", "where there is no policy", type=float, metavar="F")
+    setting(group, "--reprob", "AUG.REPROB", "probability of random erasing", type=float, metavar="F")
+    setting(group, "--mixup", "AUG.MIXUP", "alpha of mixup", type=float, metavar="F")
+    setting(group, "--cutmix", "AUG.CUTMIX", "alpha of cutmix", type=float, metavar="F")
+    setting(group, "--mixup-off-epoch", "AUG.MIXUP_OFF_EPOCH", "from there on mix no more", type=int, metavar="N")
 
     group = parser.add_argument_group("weights")
     setting(group, "--pretrained", "MODEL.PRETRAINED", "start from these weights", metavar="FILE|URL")
@@ -135,13 +140,6 @@ def command_line() -> Parser:
     setting(group, "--model_ema", "EMA.ENABLE", "keep averaged weights", type=_flag, metavar="BOOL")
     setting(group, "--model_ema_decay", "EMA.DECAY", "decay of the average", type=float, metavar="F")
     setting(group, "--model_ema_force_cpu", "EMA.FORCE_CPU", "keep it in CPU memory", type=_flag, metavar="BOOL")
-
-    group = parser.add_argument_group("erasing and mixing")
-    setting(group, "--color-jitter", "AUG.COLOR_JITTER", "where there is no policy", type=float, metavar="F")
-    setting(group, "--reprob", "AUG.REPROB", "probability of random erasing", type=float, metavar="F")
-    setting(group, "--mixup", "AUG.MIXUP", "alpha of mixup", type=float, metavar="F")
-    setting(group, "--cutmix", "AUG.CUTMIX", "alpha of cutmix", type=float, metavar="F")
-    setting(group, "--mixup-off-epoch", "AUG.MIXUP_OFF_EPOCH", "from there on mix no more", type=int, metavar="N")
 
     group = parser.add_argument_group("distillation")
     setting(group, "--distillation-type", "DISTILL.TYPE", "what the teacher gives", choices=DISTILLATIONS)

@@ -16,7 +16,7 @@ from classification.finetuning import DoNotFit, fill
 from classification.freezing import freeze, rest_frozen
 from classification.mixing import build_criterion, build_mixing, mixing_until
 from classification.optim import build_optimizer, images_per_update, learning_rate_scale
-from classification.parallel import parallelise, shard_optimizer_state, synchronised, without_effect
+from classification.parallel import parallelise, shard_optimizer_state, start_alike, synchronised, without_effect
 from classification.precision import Precision
 from classification.schedule import build_schedule
 from classification.train import Trainer
@@ -61,6 +61,7 @@ def build_trainer(config: CfgNode, network: nn.Module, data: Data, world: World,
     for line in without_effect(config, world):
         logger.warning(line)
     distillation = build_distillation(config, network, world)
+    start_alike(network, world)
     average = build_average(config, network)
     model = parallelise(config, network, average, world)
     if config.TRAIN.COMPILE:

@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.table import Table
 from yacs.config import CfgNode
 
-from classification.checkpoint import Checkpoints, resume
+from classification.checkpoint import LAST, Checkpoints, resume
 from classification.data import Data
 from classification.meters import Clock, memory_megabytes
 from classification.optim import images_per_update
+from classification.parallel import own_part
 from classification.progress import Progress
 from classification.schedule import present_rate
 from classification.train import Trainer, forward_backward, update
@@ -94,6 +95,10 @@ def _one_update(trainer: Trainer, data: Data) -> tuple[float, float]:
         finite = finite * torch.isfinite(loss)
         computing += clock.lap()
     update(trainer, finite, 0, window - 1)
+    broken = [not bool(torch.isfinite(own_part(parameter)).all()) for parameter in trainer.network.parameters()]
+    if trainer.world.highest(torch.tensor([float(any(broken))], device=trainer.world.device))[0]:
+        rate = trainer.config.TRAIN.BASE_LR
+        raise UserError(f"the weights are not finite after one update; lower TRAIN.BASE_LR {rate}")
     return loading / window, (computing + clock.lap()) / window
 
 
@@ -103,13 +108,12 @@ def _round_trip(trainer: Trainer, data: Data, folder: Path) -> int:
     before = {key: value.clone() for key, value in trainer.network.state_dict().items()}
     checkpoints = Checkpoints(trainer, Progress(epoch=1), data.train, data.classes, folder)
     if not checkpoints.save():
-        raise UserError(f"{checkpoints.missed}")
-    file = folder / "ckpt_epoch_0.pth"
-    resume(trainer, file, data.train)
+        raise UserError(f"no checkpoint can be written: {checkpoints.missed}")
+    resume(trainer, folder / LAST, data.train)
     for key, value in trainer.network.state_dict().items():
-        if not torch.equal(value, before[key]):
+        if not torch.equal(own_part(value), own_part(before[key])):
             raise UserError(f"{key} is not the same after a checkpoint was written and read; do not train on this disk")
-    return file.stat().st_size
+    return (folder / LAST).stat().st_size
 
 
 def _plan(

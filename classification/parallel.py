@@ -30,6 +30,13 @@ def synchronised(config: CfgNode, network: nn.Module, world: World) -> nn.Module
     return network
 
 
+def start_alike(network: nn.Module, world: World) -> None:
+    """Give every process the weights and buffers that the first one drew."""
+    if world.size > 1:
+        for tensor in (*network.parameters(), *network.buffers()):
+            torch.distributed.broadcast(tensor.detach(), src=0)
+
+
 def parallelise(config: CfgNode, network: nn.Module, average: Average | None, world: World) -> nn.Module:
     """Return what a training step calls: `network` itself in one process, else its DDP wrapper or its sharded self.
 
@@ -97,6 +104,11 @@ def gathered(state: Any, keep: bool = True) -> Any:
     if isinstance(state, list | tuple):
         return type(state)(gathered(value, keep) for value in state)
     return state
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor: its shard, or all of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @contextmanager

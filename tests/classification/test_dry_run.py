@@ -7,6 +7,7 @@ import re
 import pytest
 
 from classification import checkpoint, dry_run
+from vmamba.errors import UserError
 
 
 def test_a_dry_run_prints_the_plan_and_leaves_nothing_behind(tiny_config, run_main, tmp_path):
@@ -32,21 +33,21 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing_behind(tiny_config, run_ma
 @pytest.mark.parametrize(
     "more",
     [
-        ["--sched", "plateau"], ["--linear-probe"], ["--compile", "eager"], ["--channels-last"],
-        ["--amp-dtype", "bfloat16"], ["--layer-decay", "0.7", "--clip-mode", "agc", "--clip-grad", "0.02"],
-        ["--optim", "lamb", "--loss", "bce"], ["--use-checkpoint"], ["--freeze", "patch_embed", "--drop", "0.1"],
+        "--linear-probe --head-norm --sched plateau --amp-dtype bfloat16 --loss bce",
+        "--compile eager --channels-last --freeze patch_embed --drop 0.1 --optim lamb",
+        "--layer-decay 0.7 --clip-mode agc --clip-grad 0.02 --use-checkpoint --accumulation-steps 2",
     ],
-)  # fmt: skip
+)
 def test_a_dry_run_of_each_setting(tiny_config, run_main, more):
-    code, output, errors = run_main("--cfg", tiny_config(), "--dry-run", *more)
+    code, output, errors = run_main("--cfg", tiny_config(), "--dry-run", *more.split())
     assert code == 0 and "nothing was trained" in output, errors
 
 
 def test_a_dry_run_meets_what_the_run_would(tiny_config, run_main):
     config = tiny_config()
     assert run_main("--cfg", config, "--dry-run", "--batch-size", 5000)[0] == 2
-    code, output, _ = run_main("--cfg", config, "--dry-run", "--lr", "inf")
-    assert code == 0, "one update that is skipped does not stop a run either"
+    code, _, errors = run_main("--cfg", config, "--dry-run", "--lr", "inf")
+    assert code == 2 and "the weights are not finite after one update; lower TRAIN.BASE_LR inf" in errors
 
 
 def test_a_dry_run_needs_a_place_to_write(tiny_config, run_main, monkeypatch):
@@ -67,10 +68,11 @@ def test_a_disk_that_gives_back_something_else_is_named(tiny_config, run_main, m
     assert code == 2 and "is not the same after a checkpoint was written and read" in errors
 
     def full(*_):
-        raise checkpoint.UserError("no space left")
+        raise UserError("no space left")
 
-    monkeypatch.setattr(dry_run, "save_epoch", full)
-    assert run_main("--cfg", tiny_config(), "--dry-run")[0] == 2
+    monkeypatch.setattr(checkpoint, "save_checkpoint", full)
+    code, _, errors = run_main("--cfg", tiny_config(), "--dry-run")
+    assert code == 2 and "no checkpoint can be written: no space left" in errors
 
 
 def test_training_cost_needs_no_data(tiny_config, run_main):
