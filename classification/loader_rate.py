@@ -17,12 +17,11 @@ import torch
 from yacs.config import CfgNode
 
 from classification.config import load_config
-from classification.data import Data, build_data
+from classification.data import Data, Images, build_data
 from classification.photographs import write_photographs
 from classification.world import World
 from vmamba.command_line import Parser
 from vmamba.errors import UserError, exit_on_user_error
-from vmamba.preprocess import read_image
 
 # The parts of the published augmentation, one after the other.
 RECIPES = {
@@ -59,13 +58,13 @@ def measure_epochs(data: Data, turns: int) -> Rate:
 
 def measure_decoding(data: Data, turns: int) -> Rate:
     """Return the rate of reading and decoding the training files alone."""
-    assert data.train is not None
-    paths, rates = data.train.dataset.source.paths, []  # type: ignore[union-attr]
+    assert data.train is not None and isinstance(data.train.dataset, Images)
+    source, images, rates = data.train.dataset.source, len(data.train.dataset), []
     for _ in range(turns + 1):
         start = time.process_time()
-        for path in paths:
-            read_image(path).convert("RGB")
-        rates.append(len(paths) / (time.process_time() - start))
+        for index in range(images):
+            source.load(index).convert("RGB")
+        rates.append(images / (time.process_time() - start))
     return _rate(rates[1:])
 
 
