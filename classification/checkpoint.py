@@ -242,8 +242,10 @@ def resume(trainer: Trainer, path: Path, batches: Batches) -> Progress:
     trainer.updates = progress.epoch * layout.updates + layout.updates_at(trainer.so_far.step)
     continue_schedule(trainer.schedule, trainer.updates, payload.get("lr_scheduler"))
     _restore_rng(trainer, payload.get("rng") or [], progress.epoch)
-    inside = f", {trainer.so_far.step} of {layout.steps} steps into the next" if trainer.so_far.step else ""
-    trainer.logger.info(f"resumed {path} after epoch {progress.epoch - 1}{inside}, best accuracy {progress.best:.2f}%")
+    place = f"after epoch {progress.epoch - 1}"
+    if trainer.so_far.step:
+        place = f"{trainer.so_far.step} of {layout.steps} steps into epoch {progress.epoch}"
+    trainer.logger.info(f"resumed {path} {place}, best accuracy {progress.best:.2f}%")
     return progress
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from dataclasses import replace
@@ -38,11 +39,11 @@ def test_the_death_of_a_process_ends_the_run_and_is_named(tiny_config, tmp_path,
     assert not left_behind(str(tmp_path))
     assert newest_good_checkpoint(folder)[0] is not None
     codes, output = run_ranks(tmp_path, arguments, 2)
-    assert codes == [0, 0] and "4 of 11 steps into the next" in output, output
+    assert codes == [0, 0] and "4 of 11 steps into epoch" in output, output
 
 
 def test_a_process_that_hangs_is_an_error_after_the_timeout(tiny_config, tmp_path):
-    arguments = ["--cfg", tiny_config(**TWO), "--output", tmp_path / "out", "--opts", "TIMEOUT", 3]
+    arguments = ["--cfg", tiny_config(**TWO), "--output", tmp_path / "out", "--opts", "TIMEOUT", 15]
     ranks = Ranks(tmp_path, arguments, 2, {"do": "hang", "rank": 1, "at": 3})
     ranks.processes[0].join(60)
     assert ranks.processes[0].exitcode == 1
@@ -56,7 +57,8 @@ def test_a_killed_loader_worker_is_named_and_the_run_goes_on(tiny_config, tmp_pa
     assert codes == [1] and "process 0 stops in epoch 0, step" in output, output
     assert "DataLoader worker (pid" in output and "the last checkpoint is intact" in output
     codes, output = run_ranks(tmp_path, arguments)
-    assert codes == [0] and "2 of 22 steps into the next" in output, output
+    # the last save before the main process met the loss: what the loaders had ready may have come first
+    assert codes == [0] and re.search(r"resumed .* (2|4|6) of 22 steps into epoch 0", output), output
 
 
 def test_nan_on_one_process_of_two_skips_the_update_on_both(tiny_config, tmp_path):
@@ -143,7 +145,7 @@ def test_a_damaged_checkpoint_inside_an_epoch_is_set_aside(tiny_config, tmp_path
     newest = folder / "ckpt_epoch_0_step_5.pth"
     newest.write_bytes(change(newest.read_bytes()))
     codes, output = run_ranks(tmp_path, [*arguments, "--opts", "KEEP_CHECKPOINTS", 1, "--epochs", 1])
-    assert codes == [0] and "4 of 22 steps into the next" in output, output
+    assert codes == [0] and "4 of 22 steps into epoch" in output, output
     (warning,) = [line for line in output.splitlines() if "is damaged" in line]
     assert "ckpt_epoch_0_step_5.pth is damaged (its sha256 is" in warning
     assert warning.endswith("resuming from ckpt_epoch_0_step_4.pth instead")

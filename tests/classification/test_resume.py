@@ -52,7 +52,7 @@ def test_a_run_interrupted_anywhere_ends_with_the_same_bits(tiny_config, tmp_pat
     (folder / ".ckpt_epoch_2.pth.tmp-1").write_bytes(b"left over")
 
     codes, output = run_ranks(tmp_path, broken, processes)
-    assert codes == [0] * processes and "steps into the next" in output and "Train: [0/3]" not in output, output
+    assert codes == [0] * processes and "steps into epoch" in output and "Train: [0/3]" not in output, output
     assert not list(folder.glob(".*.tmp-*")) and not list(folder.glob("*.damaged"))
     assert differences(tmp_path / "whole" / "tiny" / "default", folder) == []
 

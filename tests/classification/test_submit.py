@@ -70,5 +70,5 @@ def test_a_preempted_job_queues_again_and_goes_on(tiny_config, tmp_path, capsys,
     tasks.kill()
     assert [path.name for path in run.glob("ckpt*")] == ["ckpt_epoch_0_step_4.pth"]
     tasks = Ranks(tmp_path, [], 2, job=run / "jobs")
-    assert tasks.wait() == [0, 0] and "4 of 11 steps into the next" in tasks.output()
+    assert tasks.wait() == [0, 0] and "4 of 11 steps into epoch" in tasks.output()
     assert load_checkpoint(run / "last.pth")["epoch"] == 1
