@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(options.data_path or folder)
             if not options.data_path:
-                size = write_photographs(root, options.images, 6)
+                size = write_photographs(root, max(options.images, 6), 6)
                 print(f"{options.images} photographs of 187,500 pixels, JPEG of {size:,} bytes on average")
             print(f"{'images a second on one core, median (range)':<44} at {options.size} x {options.size}")
             print(f"{'read and decode':<44} {measure_decoding(root, options.images, options.turns)}")
