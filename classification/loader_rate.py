@@ -11,17 +11,19 @@ import statistics
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
 from yacs.config import CfgNode
 
 from classification.config import load_config
-from classification.data import Data, Images, build_data
+from classification.data import Data, build_data
 from classification.photographs import write_photographs
 from classification.world import World
 from vmamba.command_line import Parser
 from vmamba.errors import UserError, exit_on_user_error
+from vmamba.preprocess import read_image
 
 # The parts of the published augmentation, one after the other.
 RECIPES = {
@@ -43,28 +45,30 @@ class Rate:
         return f"{self.median:8.0f} ({self.slowest:.0f} to {self.fastest:.0f})"
 
 
-def measure_epochs(data: Data, turns: int) -> Rate:
-    """Return the rate of the training loader over whole epochs."""
+def measure_loader(data: Data, images: int, turns: int) -> Rate:
+    """Return the rate of the training loader over the first batches of an epoch, at least `images` images a turn."""
     assert data.train is not None
     batches, rates = data.train, []
     for epoch in range(turns + 1):
         batches.sampler.set_epoch(epoch)
-        start, images = time.process_time(), 0
+        start, seen = time.process_time(), 0
         for _, labels in batches:
-            images += len(labels)
-        rates.append(images / (time.process_time() - start))
+            seen += len(labels)
+            if seen >= images:
+                break
+        rates.append(seen / (time.process_time() - start))
     return _rate(rates[1:])
 
 
-def measure_decoding(data: Data, turns: int) -> Rate:
-    """Return the rate of reading and decoding the training files alone."""
-    assert data.train is not None and isinstance(data.train.dataset, Images)
-    source, images, rates = data.train.dataset.source, len(data.train.dataset), []
+def measure_decoding(root: Path, images: int, turns: int) -> Rate:
+    """Return the rate of reading and decoding `images` training files alone."""
+    files = (path for path in (root / "train").rglob("*") if path.is_file())
+    paths, rates = list(islice(files, images)), []
     for _ in range(turns + 1):
         start = time.process_time()
-        for index in range(images):
-            source.load(index).convert("RGB")
-        rates.append(images / (time.process_time() - start))
+        for path in paths:
+            read_image(path).convert("RGB")
+        rates.append(len(paths) / (time.process_time() - start))
     return _rate(rates[1:])
 
 
@@ -86,8 +90,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m classification.loader_rate", description=__doc__)
     parser.add_argument("--data-path", metavar="DIR", help="an image folder; default: the bundled photographs")
     parser.add_argument("--size", type=int, default=224, metavar="N", help="side of the network's input (default 224)")
-    parser.add_argument("--images", type=int, default=120, metavar="N", help="photographs an epoch (default 120)")
-    parser.add_argument("--turns", type=int, default=5, metavar="N", help="epochs of each row (default 5)")
+    parser.add_argument("--images", type=int, default=120, metavar="N", help="images a turn (default 120)")
+    parser.add_argument("--turns", type=int, default=5, metavar="N", help="turns of each row (default 5)")
     options = parser.parse(argv)
     if min(options.size, options.images, options.turns) < 1:
         raise UserError("--size, --images and --turns are at least 1")
@@ -97,14 +101,13 @@ def main(argv: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(options.data_path or folder)
             if not options.data_path:
-                size = write_photographs(root, options.images, 6)
+                size = write_photographs(root, max(options.images, 6), 6)
                 print(f"{options.images} photographs of 187,500 pixels, JPEG of {size:,} bytes on average")
             print(f"{'images a second on one core, median (range)':<44} at {options.size} x {options.size}")
-            batch = min(options.images, 30)
-            print(f"{'read and decode':<44} {measure_decoding(_data(root, options.size, batch, ()), options.turns)}")
+            print(f"{'read and decode':<44} {measure_decoding(root, options.images, options.turns)}")
             for title, recipe in RECIPES.items():
-                rate = measure_epochs(_data(root, options.size, batch, recipe), options.turns)
-                print(f"{title:<44} {rate}")
+                data = _data(root, options.size, min(options.images, 30), recipe)
+                print(f"{title:<44} {measure_loader(data, options.images, options.turns)}", flush=True)
     finally:
         torch.set_num_threads(threads)
     return 0
