@@ -53,8 +53,9 @@ def parameter_groups(
     """
     exempt = undecayed_parameters(network, rule)
     if layer_decay != 1.0:
-        layers = {"layer_decay": layer_decay, "min_scale": least}
-        return param_groups_layer_decay(network, weight_decay, no_weight_decay_list=exempt, **layers)
+        return param_groups_layer_decay(
+            network, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay, min_scale=least
+        )
     trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
     decayed = [parameter for name, parameter in trained if name not in exempt]
     free = [parameter for name, parameter in trained if name in exempt]
@@ -75,6 +76,7 @@ def build_optimizer(config: CfgNode, network: nn.Module, world: World) -> torch.
         raise UserError("TRAIN.FREEZE leaves no parameter to train; name fewer of them")
     common: dict[str, Any] = {"lr": train.BASE_LR * learning_rate_scale(config, world), **options.ARGS}
     name, momentum = options.NAME.lower(), options.MOMENTUM
+    own: dict[str, Any]
     try:
         if name == "adamw":
             own = {"eps": options.EPS, "betas": tuple(options.BETAS), "fused": options.FUSED or None}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -14,7 +16,7 @@ class NormedLinear(nn.Linear):
     """
 
     def __init__(self, like: nn.Linear) -> None:
-        kind = {"device": like.weight.device, "dtype": like.weight.dtype}
+        kind: dict[str, Any] = {"device": like.weight.device, "dtype": like.weight.dtype}
         super().__init__(like.in_features, like.out_features, bias=like.bias is not None, **kind)
         self.weight = like.weight
         self.bias = like.bias
