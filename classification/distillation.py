@@ -88,7 +88,7 @@ def _named(config: CfgNode) -> tuple[nn.Module, Sequence[float], Sequence[float]
     if not timm.is_model(settings.TEACHER):
         known = closest(settings.TEACHER, timm.list_models())
         raise UserError(f"DISTILL.TEACHER '{settings.TEACHER}' is not a model that timm knows.{known}")
-    arguments = {"in_chans": input_channels(config), **settings.TEACHER_ARGS}
+    arguments: dict[str, Any] = {"in_chans": input_channels(config), **settings.TEACHER_ARGS}
     if settings.TEACHER_PATH:
         arguments.setdefault("num_classes", config.MODEL.NUM_CLASSES)
     try:

@@ -76,6 +76,7 @@ def build_optimizer(config: CfgNode, network: nn.Module, world: World) -> torch.
         raise UserError("TRAIN.FREEZE leaves no parameter to train; name fewer of them")
     common: dict[str, Any] = {"lr": train.BASE_LR * learning_rate_scale(config, world), **options.ARGS}
     name, momentum = options.NAME.lower(), options.MOMENTUM
+    own: dict[str, Any]
     try:
         if name == "adamw":
             own = {"eps": options.EPS, "betas": tuple(options.BETAS), "fused": options.FUSED or None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +20,11 @@ from yacs.config import CfgNode
 from vmamba.errors import UserError
 
 SCHEDULES = ("cosine", "linear", "step", "multistep", "tanh", "poly", "plateau", "constant")
-_CURVES = {"cosine": CosineLRScheduler, "tanh": TanhLRScheduler, "poly": PolyLRScheduler}
+_CURVES: dict[str, Callable[..., Scheduler]] = {
+    "cosine": CosineLRScheduler,
+    "tanh": TanhLRScheduler,
+    "poly": PolyLRScheduler,
+}
 
 
 class LinearLRScheduler(Scheduler):
@@ -85,24 +90,30 @@ def _build(
 ) -> Scheduler:
     train, kind = config.TRAIN, config.TRAIN.LR_SCHEDULER
     end, warmup = (train.EPOCHS - kind.COOLDOWN_EPOCHS) * per_epoch, train.WARMUP_EPOCHS * per_epoch
-    lowest, prefix = train.MIN_LR * scale, {"warmup_prefix": kind.WARMUP_PREFIX}
+    lowest = train.MIN_LR * scale
+    prefix: dict[str, Any] = {"warmup_prefix": kind.WARMUP_PREFIX}
     warm: dict[str, Any] = {"warmup_t": warmup, "warmup_lr_init": train.WARMUP_LR * scale}
     if kind.NAME in _CURVES:
         length = max(end - warmup, 1) if kind.WARMUP_PREFIX else end
-        timing = {"t_initial": length, "lr_min": lowest, "t_in_epochs": False}
+        timing: dict[str, Any] = {"t_initial": length, "lr_min": lowest, "t_in_epochs": False}
         return _CURVES[kind.NAME](optimizer, **{**timing, **warm, **prefix, **more})
     if kind.NAME == "linear":
         return LinearLRScheduler(optimizer, **{"t_initial": end, "lr_min": lowest, **warm, **more})
     if kind.NAME == "multistep":
         # timm looks one update ahead
         epochs = [epoch * per_epoch + 1 for epoch in sorted(kind.MULTISTEPS)]
-        steps = {"decay_t": epochs, "decay_rate": kind.GAMMA, "warmup_prefix": False, "t_in_epochs": False}
+        steps: dict[str, Any] = {
+            "decay_t": epochs,
+            "decay_rate": kind.GAMMA,
+            "warmup_prefix": False,
+            "t_in_epochs": False,
+        }
         return MultiStepLRScheduler(optimizer, **{**steps, **warm, **more})
     if kind.NAME == "plateau":
-        patience = {"decay_rate": kind.DECAY_RATE, "patience_t": kind.PATIENCE_EPOCHS, "lr_min": lowest}
+        patience: dict[str, Any] = {"decay_rate": kind.DECAY_RATE, "patience_t": kind.PATIENCE_EPOCHS, "lr_min": lowest}
         return PlateauSchedule(optimizer, **{**patience, **warm, "warmup_t": train.WARMUP_EPOCHS, **more})
     rate = kind.DECAY_RATE if kind.NAME == "step" else 1.0
-    falls = {"decay_t": kind.DECAY_EPOCHS * per_epoch, "decay_rate": rate, "t_in_epochs": False}
+    falls: dict[str, Any] = {"decay_t": kind.DECAY_EPOCHS * per_epoch, "decay_rate": rate, "t_in_epochs": False}
     return StepLRScheduler(optimizer, **{**falls, **warm, **prefix, **more})
 
 
