@@ -132,6 +132,7 @@ class Vim(nn.Module):
         self.num_classes = num_classes
         self.in_chans = channels if in_chans is None else in_chans
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
+        self.output_fmt = "NLC"
         self.img_size = pair("img_size", img_size)
         self.class_token = class_token_kind(if_cls_token, use_double_cls_token, use_middle_cls_token)
         self.global_pool = pool_name(global_pool, final_pool_type, self.class_token)
