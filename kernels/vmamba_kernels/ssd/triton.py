@@ -107,9 +107,9 @@ class _Steps(NamedTuple):
 
 def _readable(inputs: Inputs) -> Inputs:
     """The inputs as the kernels read them."""
-    dense = {name: _dense(getattr(inputs, name)) for name in ("x", "B", "C", "A")}
-    D, dt_bias = (None if t is None else t.contiguous() for t in (inputs.D, inputs.dt_bias))
-    return inputs._replace(**dense, D=D, dt_bias=dt_bias)
+    x, _, A, B, C, D, dt_bias, _ = inputs[:8]
+    D, dt_bias = (None if t is None else t.contiguous() for t in (D, dt_bias))
+    return inputs._replace(x=_dense(x), A=_dense(A), B=_dense(B), C=_dense(C), D=D, dt_bias=dt_bias)
 
 
 def _steps(inputs: Inputs, s: _Shape) -> _Steps:
