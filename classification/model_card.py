@@ -79,7 +79,7 @@ def _metadata(config: dict[str, Any], scores: dict[str, Any]) -> dict[str, Any]:
     return {
         "library_name": "pytorch",
         "pipeline_tag": "image-classification",
-        "license": _stated(config, "LICENSE") or "unknown",
+        "license": config["CARD"]["LICENSE"] or "unknown",
         "datasets": [data],
         "metrics": ["accuracy"],
         "tags": ["image-classification", "vmamba"] if config["MODEL"]["TYPE"] == "vssm" else ["image-classification"],
@@ -152,17 +152,12 @@ def _hardest(table: Path, rows: int = 5) -> str:
 
 
 def _license(config: dict[str, Any]) -> str:
-    return _stated(config, "LICENSE") or f"{_UNSTATED} (`CARD.LICENSE`)"
+    return config["CARD"]["LICENSE"] or f"{_UNSTATED} (`CARD.LICENSE`)"
 
 
 def _data_license(config: dict[str, Any]) -> str:
     known = _DATA_LICENSES.get(config["DATA"]["DATASET"], f"{_UNSTATED} (`CARD.DATA_LICENSE`)")
-    return _stated(config, "DATA_LICENSE") or known
-
-
-def _stated(config: dict[str, Any], key: str) -> str:
-    """Return what the run says of a licence; one of an older trainer says nothing."""
-    return config.get("CARD", {}).get(key, "")
+    return config["CARD"]["DATA_LICENSE"] or known
 
 
 def _table(rows: list, header: tuple[str, ...] = ("", "")) -> str:
