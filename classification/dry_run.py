@@ -96,7 +96,7 @@ def _one_update(trainer: Trainer, data: Data) -> tuple[float, float]:
         computing += clock.lap()
     update(trainer, finite, 0, window - 1)
     broken = [not bool(torch.isfinite(own_part(parameter)).all()) for parameter in trainer.network.parameters()]
-    if trainer.world.any(torch.tensor(any(broken), device=trainer.world.device)):
+    if any(trainer.world.highest(torch.tensor([any(broken)], device=trainer.world.device))):
         rate = trainer.config.TRAIN.BASE_LR
         raise UserError(f"the weights are not finite after one update; lower TRAIN.BASE_LR {rate}")
     return loading / window, (computing + clock.lap()) / window
