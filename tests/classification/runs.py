@@ -106,6 +106,7 @@ def _run_rank(arguments: list[str], settings: dict[str, str], output: str) -> No
     from tests.classification import faults
 
     multiprocessing.set_start_method("fork", force=True)  # as in a run of its own; this one has inherited forkserver
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which is inherited ignored where the tests run under nohup
     os.environ.update(settings)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)

@@ -78,7 +78,7 @@ class Soak:
             ending["after"] = round(source.uniform(0, 0.2), 3)
         faults = [ending]
         if kind == "full disk":
-            faults.append({"do": "small files", "rank": 0, "bytes": 20000})
+            faults.append({"do": "full disk", "rank": 0, "saves": 10**6})
         codes, output = self.run("broken", *faults)
         where = f"update {at + 1}" + (f" + {ending['after']} s" if "after" in ending else "") + f", process {rank}"
         if kind in ("flipped byte", "truncated file"):

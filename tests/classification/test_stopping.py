@@ -57,7 +57,7 @@ def test_torchrun_passes_it_on_and_the_loaders_outlive_it(tiny_config, tmp_path,
 
 def test_handlers_are_put_back_and_an_ignored_hangup_stays_ignored():
     before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with Stopping() as stopping:
             os.kill(os.getpid(), signal.SIGHUP)
@@ -68,7 +68,7 @@ def test_handlers_are_put_back_and_an_ignored_hangup_stays_ignored():
                 stopping.check(World())
             assert found.value.code == 75
     finally:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, hangup)
     assert before == {signum: signal.getsignal(signum) for signum in before}
 
 
