@@ -1,4 +1,4 @@
-"""The tables of the page on scaling: computed from the models' sizes, published rates, assumed networks, and what was measured."""
+"""The tables of the page on scaling: the models' sizes, published rates, assumed networks and what was measured."""
 
 from __future__ import annotations
 
