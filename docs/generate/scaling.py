@@ -1,4 +1,4 @@
-"""The tables of the page on scaling: computed from the models' sizes, published rates and assumed networks."""
+"""The tables of the page on scaling: the models' sizes, published rates, assumed networks and what was measured."""
 
 from __future__ import annotations
 
@@ -16,8 +16,15 @@ NETWORKS = {"10 Gb/s": 1.25e9, "100 Gb/s": 12.5e9, "8 x 400 Gb/s": 400e9}
 WITHIN_MACHINE = 200e9  # between the GPUs of one machine, NVLink
 BACKWARD = 2 / 3  # of a step's computation; the exchange of gradients runs beside it
 IMAGENET, FILE_BYTES = 1_281_167, 110_000
-# Images a second that one core prepares: assumptions, one a column; python -m classification.loader_rate measures it.
-ONE_CORE = (50, 100, 200)
+# Images a second that one core prepares, median and range: python -m classification.loader_rate --images 24 --turns 2
+MEASURED = "2026-11-21, commit d2ddcbf"
+LOADER_RATES = {
+    "read and decode": (654, 626, 682),
+    "and crop and flip": (270, 252, 289),
+    "and RandAugment": (166, 165, 168),
+    "and erasing: the ImageNet recipe": (153, 135, 172),
+}
+ONE_CORE = LOADER_RATES["and erasing: the ImageNet recipe"][0]
 
 
 @dataclass(frozen=True)
@@ -84,15 +91,23 @@ def _exchanges(name: str, gpus: int, backward: float) -> list[str]:
     return cells
 
 
+def loader_rates() -> str:
+    """Return the table of what one core prepares."""
+    rows = [
+        [step, f"{rate} ({low} to {high})", f"{1e3 / rate:.1f} ms"] for step, (rate, low, high) in LOADER_RATES.items()
+    ]
+    return table(["work on an image", f"images/s on one core ({MEASURED})", "one image"], rows)
+
+
 def cores() -> str:
     """Return the table of the cores and the bytes that keep the GPUs fed."""
     rows = []
     for name, rate in PUBLISHED_RATES.items():
-        machine = [f"{rate * PER_MACHINE / core:.0f}" for core in ONE_CORE]
+        machine = rate * PER_MACHINE
         totals = [f"{rate * gpus * FILE_BYTES / 1e9:.2g} GB/s" for gpus in GPUS]
-        rows.append([code(name), str(rate), *machine, *totals])
-    header = [f"cores a machine, {core} images/s each" for core in ONE_CORE]
-    return table(["model", "images/s a GPU", *header, *(f"files, {gpus} GPUs" for gpus in GPUS)], rows)
+        rows.append([code(name), str(rate), f"{rate / ONE_CORE:.1f}", f"{machine / ONE_CORE:.0f}", *totals])
+    header = ["model", "images/s a GPU", "cores a GPU", "cores a machine of 8"]
+    return table([*header, *(f"files, {gpus} GPUs" for gpus in GPUS)], rows)
 
 
 def epochs() -> str:
