@@ -63,8 +63,10 @@ class PatchEmbed(nn.Module):
         return x
 
     def _missing(self, pixels: int) -> int:
-        """How many pixels to add for a whole number of steps."""
-        if torch.compiler.is_compiling() or pixels >= self.patch_size:
+        """How many pixels to add for a whole number of steps; a graph adds as many as there may be, and drops the rest."""
+        if torch.compiler.is_compiling():
+            return self.stride - 1
+        if pixels >= self.patch_size:
             return -(pixels - self.patch_size) % self.stride
         return self.patch_size - pixels
 
