@@ -110,21 +110,22 @@ class Mlp(nn.Module):
         elif self._fuses(x):
             x = F.linear(x, self.fc1.weight)
             bias = self.fc1.bias
-            x = self.drop(bias_gelu(x, bias) if torch.is_grad_enabled() else bias_gelu_in_place(x, bias))
+            kept = torch.is_grad_enabled() or torch.compiler.is_compiling()  # a graph reuses memory by itself
+            x = self.drop(bias_gelu(x, bias) if kept else bias_gelu_in_place(x, bias))
         else:
             x = self.drop(self.act(self.fc1(x)))
         x = self.drop(self.fc2(x))
         return x.permute(0, 3, 1, 2) if self.channel_first else x
 
     def _fuses(self, x: Tensor) -> bool:
-        """Whether one kernel may stand for fc1's bias and the GELU: plain layers, unhooked, run eagerly."""
+        """Whether one kernel may stand for fc1's bias and the GELU: plain layers, unhooked, in no exported program."""
         fc1, act = self.fc1, self.act
         hooks = (fc1._forward_hooks, fc1._forward_pre_hooks, act._forward_hooks, act._forward_pre_hooks)
         return (
             (type(fc1), type(act), type(x), type(fc1.weight)) == (nn.Linear, nn.GELU, Tensor, nn.Parameter)
             and act.approximate == "none"
             and not any(hooks)
-            and not torch.compiler.is_compiling()
+            and not torch.compiler.is_exporting()
             and not torch.jit.is_tracing()
             and x.dtype is fc1.weight.dtype
             and fuses(x.dtype, x.device.type)

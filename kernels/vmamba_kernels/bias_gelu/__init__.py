@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backends import require
+from ..backends import constant_in_graphs, require
 from .op import backend_for, forward
 
 __all__ = ["bias_gelu", "bias_gelu_in_place", "fuses"]
@@ -57,6 +57,7 @@ def bias_gelu_in_place(x: Tensor, bias: Tensor) -> Tensor:
     return x
 
 
+@constant_in_graphs
 def fuses(dtype: torch.dtype, device: str) -> bool:
     """Whether a kernel of its own serves that type and device, so that a network gains by calling it."""
     return backend_for(dtype, device) != "reference"
