@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TypeVar
 
-Function = TypeVar("Function", bound=Callable[..., object])
+_Function = TypeVar("_Function", bound=Callable[..., object])
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def registered(operator: str) -> tuple[Backend, ...]:
     return tuple(_backends[operator])
 
 
-def constant_in_graphs(function: Function) -> Function:
+def constant_in_graphs(function: _Function) -> _Function:
     """`function`, whose result a graph takes as it was when it was traced.
 
     The mark is that of torch.compiler.assume_constant_result, which imports torch._dynamo, and with it Triton, for more

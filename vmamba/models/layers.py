@@ -115,7 +115,7 @@ class Mlp(nn.Module):
         return x.permute(0, 3, 1, 2) if self.channel_first else x
 
     def _fuses(self, x: Tensor) -> bool:
-        """Whether one operator may stand for all of it: plain layers, unhooked, run eagerly.
+        """Whether one operator may stand for all of it: plain layers, unhooked, in no exported program.
 
         Fake tensors take it where gradients are wanted, so that what it remembers is counted; without them its scratch,
         which no count sees, is most of its memory.
@@ -130,7 +130,7 @@ class Mlp(nn.Module):
             and fc1.bias is not None
             and fc2.bias is not None
             and not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in (fc1, act, drop, fc2))
-            and not torch.compiler.is_compiling()
+            and not torch.compiler.is_exporting()
             and not torch.jit.is_tracing()
             and x.dtype is fc1.weight.dtype
             and x.dtype is fc2.weight.dtype

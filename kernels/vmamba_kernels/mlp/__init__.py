@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backends import require
+from ..backends import constant_in_graphs, require
 from .op import backend_for, forward
 
 __all__ = ["fuses", "mlp"]
@@ -55,6 +55,7 @@ def mlp(
     return forward(*tensors, keep_hidden, backend or "")[0]
 
 
+@constant_in_graphs
 def fuses(dtype: torch.dtype, device: str) -> bool:
     """Whether a kernel of its own serves that type and device, so that a network gains by calling it."""
     return backend_for(dtype, device) != "reference"
