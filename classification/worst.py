@@ -38,7 +38,7 @@ def _draw(findings: Findings, path: Path) -> Path:
         axes.imshow(pixels if pixels.shape[2] == 3 else pixels[:, :, 0], cmap="gray", vmin=0, vmax=255)
         label, predicted = (_short(findings.classes[number]) for number in (found.label, found.predicted))
         right = found.label == found.predicted
-        title = f"{label}\n{'is' if right else 'not'} {predicted} {100 * found.probability:.0f}%"
+        title = f"{label}\n{'is' if right else 'taken for'} {predicted} {100 * found.probability:.0f}%"
         axes.set_title(title, fontsize=8, color="black" if right else "firebrick", parse_math=False)
     return write_figure(figure, path)
 
