@@ -63,7 +63,7 @@ class PatchEmbed(nn.Module):
         return x
 
     def _missing(self, pixels: int) -> int:
-        """How many pixels to add for a whole number of steps; a graph adds as many as there may be, and drops the rest."""
+        """How many pixels to add for a whole number of steps; in a graph the most there may be, and the rest drops."""
         if torch.compiler.is_compiling():
             return self.stride - 1
         if pixels >= self.patch_size:
