@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m classification.submit",
-        description="Submit a training to SLURM. Flags not listed here are those of python -m classification.",
+        description="Submit a training to SLURM. --cfg and other flags not listed here go to python -m classification.",
     )
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines")
     parser.add_argument("--ngpus", type=int, default=1, metavar="M", help="GPUs, and so processes, on each of them")
