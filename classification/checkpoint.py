@@ -162,7 +162,9 @@ def layout_of(trainer: Trainer, batches: Batches) -> Layout:
     """Return how the present configuration cuts an epoch."""
     config = trainer.config
     per_step = config.DATA.BATCH_SIZE * trainer.world.size
-    return Layout(batches.images, per_step, len(batches), config.TRAIN.ACCUMULATION_STEPS, config.SEED)
+    part = config.DATA.ZIP_MODE and config.DATA.CACHE_MODE == "part" and trainer.world.size > 1
+    order = f"repeats {config.AUG.REPEATS}" if config.AUG.REPEATS > 1 else "part" if part else ""
+    return Layout(batches.images, per_step, len(batches), config.TRAIN.ACCUMULATION_STEPS, config.SEED, order)
 
 
 def drop_old(folder: Path, keep: int) -> None:
@@ -240,7 +242,7 @@ def resume(trainer: Trainer, path: Path, batches: Batches) -> Progress:
     layout = layout_of(trainer, batches)
     trainer.so_far = _restore_so_far(trainer, payload, layout, path)
     trainer.updates = progress.epoch * layout.updates + layout.updates_at(trainer.so_far.step)
-    continue_schedule(trainer.schedule, trainer.updates, payload.get("lr_scheduler"))
+    continue_schedule(trainer.schedule, trainer.updates, progress.epoch, payload.get("lr_scheduler"))
     _restore_rng(trainer, payload.get("rng") or [], progress.epoch)
     place = f"after epoch {progress.epoch - 1}"
     if trainer.so_far.step:

@@ -1,4 +1,4 @@
-"""Values that make no sense, settings that are not built yet, and settings that a path ignores."""
+"""Values that make no sense, and settings that a path ignores."""
 
 from __future__ import annotations
 
@@ -182,13 +182,24 @@ _IGNORED: tuple[tuple[Callable[[CfgNode], bool], tuple[str, ...], str], ...] = (
     ),
     (lambda c: c.AUG.REPROB == 0, ("AUG.REMODE", "AUG.RECOUNT"), "AUG.REPROB is 0"),
     *DATA_IGNORED,
-    (lambda c: c.EVAL_MODE or c.THROUGHPUT_MODE, ("WANDB", "MLFLOW", "PROFILE"), "nothing is trained"),
+    (
+        lambda c: c.EVAL_MODE or c.THROUGHPUT_MODE or c.TRAINCOST_MODE or c.DRY_RUN,
+        ("WANDB", "MLFLOW", "PROFILE"),
+        "no run is trained",
+    ),
+    (
+        lambda c: c.THROUGHPUT_MODE or c.TRAINCOST_MODE,
+        ("TRAIN.COMPILE", "DISTILL.TYPE"),
+        "the plain network is measured",
+    ),
     (lambda c: not c.REPORT, ("CARD.LICENSE", "CARD.DATA_LICENSE"), "REPORT is off"),
 )
 
 
 def check_values(config: CfgNode) -> None:
-    """Raise `UserError` for the first value that is out of range or asks for what is not built yet."""
+    """Raise `UserError` for the first value that is out of range or does not go with another."""
+    if config.DRY_RUN and (config.EVAL_MODE or config.THROUGHPUT_MODE or config.TRAINCOST_MODE):
+        raise UserError("--dry-run rehearses a training; leave out --eval, --throughput and --traincost")
     for key, choices in _CHOICES.items():
         value = value_of(config, key)
         if value not in choices:

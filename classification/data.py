@@ -43,7 +43,7 @@ class Images(Dataset):
     def __init__(self, source: ImageSource, transform: Compose, mode: str, train: bool, most_bad: int) -> None:
         self.source, self.mode, self.train = source, mode, train
         self.image_steps, self.tensor_steps = split_transform(transform)
-        self._tries = min(len(source.labels), most_bad + 1) if train else 1
+        self._tries = min(len(source.labels), max(most_bad, 1) + 1) if train else 1
 
     def __len__(self) -> int:
         return len(self.source.labels)

@@ -66,7 +66,7 @@ def build_distillation(config: CfgNode, student: nn.Module, world: World) -> Dis
     tells other classes apart.
     """
     settings = config.DISTILL
-    if settings.TYPE == "none":
+    if settings.TYPE == "none" or config.EVAL_MODE:
         return None
     if not (settings.TEACHER or settings.TEACHER_PATH):
         raise UserError("DISTILL.TYPE needs a teacher: --teacher-model NAME, --teacher-path FILE, or both")

@@ -113,7 +113,9 @@ def _round_trip(trainer: Trainer, data: Data, folder: Path) -> int:
     for key, value in trainer.network.state_dict().items():
         if not torch.equal(own_part(value), own_part(before[key])):
             raise UserError(f"{key} is not the same after a checkpoint was written and read; do not train on this disk")
-    return (folder / LAST).stat().st_size
+    size = (folder / LAST).stat().st_size
+    trainer.world.gather(None)  # the first deletes the folder when all have read it
+    return size
 
 
 def _plan(

@@ -15,6 +15,7 @@ from classification.findings import Findings
 from classification.meters import Clock, Meter, memory_megabytes
 from classification.precision import Precision
 from classification.world import World
+from vmamba.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ def evaluate(
     totals = world.sum(totals.to(world.device)).cpu()
     on_counted()
     right1, right5, loss, images_seen = totals.tolist()
+    if not images_seen:
+        raise UserError("no held-out image could be read; bad_samples.txt in the run folder names them")
     score = Score(100 * right1 / images_seen, 100 * right5 / images_seen, loss / images_seen, int(images_seen))
     logger.info(f" * Acc@1 {score.top1:.3f} Acc@5 {score.top5:.3f}")
     return score

@@ -66,6 +66,8 @@ def fetch_weights(config: CfgNode, world: World) -> None:
     The keys then name the files, which are kept beside the released weights (`weights_folder`).
     """
     for node, key in ((config.MODEL, "PRETRAINED"), (config.MODEL, "RESUME"), (config.DISTILL, "TEACHER_PATH")):
+        if key == "TEACHER_PATH" and config.EVAL_MODE:
+            continue
         if node[key].startswith(("http://", "https://")):
             world.from_first(partial(_fetched, node[key]))
             node[key] = _fetched(node[key])

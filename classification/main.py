@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -34,6 +35,7 @@ from classification.records import Records
 from classification.report import add_model_card, evaluation_folder, new_findings, report_best, write_report
 from classification.rng import seed_everything
 from classification.run_folder import open_run_folder, write_settings
+from classification.schedule import continue_schedule
 from classification.stopping import Interrupted
 from classification.throughput import measure_throughput, measure_training_cost
 from classification.train import Trainer, TrainingStopped, train_one_epoch
@@ -110,14 +112,13 @@ def start(trainer: Trainer, data: Data, folder: Path) -> Progress:
         load_pretrained(config, trainer)
     for line in overruled_by_resume(config, checkpoint):
         logger.warning(line)
-    if trainer.world.first:
-        write_settings(config, folder)
+    trainer.world.from_first(lambda: write_settings(config, folder))
     logger.debug(as_yaml(config))
     if checkpoint is not None:
         assert data.train is not None
         return resume(trainer, checkpoint, data.train)
     trainer.updates = config.TRAIN.START_EPOCH * updates_per_epoch(config, data)
-    trainer.schedule.step_update(trainer.updates)
+    continue_schedule(trainer.schedule, trainer.updates, config.TRAIN.START_EPOCH, None)
     return Progress(epoch=config.TRAIN.START_EPOCH)
 
 
@@ -149,19 +150,22 @@ def train(trainer: Trainer, data: Data, progress: Progress, folder: Path, consol
                 summary = train_one_epoch(trainer, data.train, epoch, profile.step, checkpoints.after_update)
                 score, score_ema = evaluate_all(trainer, data)
                 trainer.schedule.step(epoch + 1, score.top1)  # moves `plateau` alone
+                before = replace(progress)
                 better = take_scores(progress, epoch, score, score_ema, logger)
                 trainer.so_far = EpochSoFar()
                 if records is not None:
                     records.add(_row(epoch, summary, score, score_ema))
-                if better:
-                    checkpoints.save_best()
+                if better and not checkpoints.save_best():
+                    progress.best_was(before)
                 if checkpoints.due(epoch):
                     checkpoints.save()
         except Interrupted as stop:
-            if not checkpoints.save():
+            checkpoints.save()
+            if checkpoints.missed:
                 raise TrainingStopped(f"{stop} ends the run, and {checkpoints.missed}") from None
             raise
     logger.info(f"Training time {datetime.timedelta(seconds=int(time.monotonic() - began))}")
+    data.held_out.enough = lambda: False
     report_best(trainer, data, folder)
     if records is not None:
         logger.info(f"best accuracy {progress.best:.2f}%")

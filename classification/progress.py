@@ -22,6 +22,11 @@ class Progress:
         """The best accuracy of either set of weights."""
         return max(self.max_accuracy, self.max_accuracy_ema)
 
+    def best_was(self, earlier: Progress) -> None:
+        """Take back the scores of weights that could not be saved."""
+        self.max_accuracy, self.max_accuracy_ema = earlier.max_accuracy, earlier.max_accuracy_ema
+        self.best_is_ema = earlier.best_is_ema
+
 
 @dataclass
 class EpochSoFar:
@@ -53,13 +58,14 @@ class EpochSoFar:
 
 @dataclass(frozen=True)
 class Layout:
-    """How an epoch is cut into steps and updates; `seed` and `images` fix the order of its images."""
+    """How an epoch is cut into steps and updates; `seed`, `images` and `order` fix that of its images."""
 
     images: int
     images_per_step: int
     steps: int
     accumulation: int
     seed: int
+    order: str = ""
 
     @property
     def updates(self) -> int:
@@ -75,17 +81,17 @@ class Layout:
 
         The order of the images is the same for any batch size, accumulation and number of processes, so the place in it
         carries over, rounded down to an update: no image is left out, and less than one update's images are seen
-        twice. Of another order (other images, other seed) nothing carries over: 0.
+        twice. Of another order (other images, seed, repeats) nothing carries over: 0.
         """
         if self == old:
             return step
-        if (self.images, self.seed) != (old.images, old.seed):
+        if (self.images, self.seed, self.order) != (old.images, old.seed, old.order):
             return 0
         if step >= old.steps:
             return self.steps
         reached = min(step * old.images_per_step // self.images_per_step, self.steps)
         return reached - reached % self.accumulation
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> dict[str, Any]:
         """Return it as plain data."""
         return asdict(self)

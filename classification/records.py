@@ -73,7 +73,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a ``metrics.csv`` as numbers; empty cells are None. `UserError` for what is no such table."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+            rows = list(table := csv.DictReader(file))
+        if table.fieldnames and "epoch" not in table.fieldnames:
+            raise KeyError("epoch")
         return [
             {name: int(value) if name == "epoch" else float(value) if value else None for name, value in row.items()}
             for row in rows

@@ -25,6 +25,8 @@ _CURVES: dict[str, Callable[..., Scheduler]] = {
     "tanh": TanhLRScheduler,
     "poly": PolyLRScheduler,
 }
+# Attributes of torch's ReduceLROnPlateau that scores move; the others are settings.
+_MOVED_BY_SCORES = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 
 
 class LinearLRScheduler(Scheduler):
@@ -57,15 +59,25 @@ class PlateauSchedule(PlateauLRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the score has done to the rates so far, as plain data."""
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        return {**self.lr_scheduler.state_dict(), "rates": rates}
+        groups = self.optimizer.param_groups
+        state = {key: getattr(self.lr_scheduler, key) for key in _MOVED_BY_SCORES}
+        rates, bases = [group["lr"] for group in groups], [group["initial_lr"] for group in groups]
+        return {**state, "rates": rates, "bases": bases, "restore": self.restore_lr}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from the `state_dict` of another one."""
-        state = dict(state_dict)
-        for group, rate in zip(self.optimizer.param_groups, state.pop("rates")):
+        """Continue from the `state_dict` of another one, whose base rates may be others."""
+        bases, groups = state_dict["bases"], self.optimizer.param_groups
+
+        def rescaled(rates: list[float]) -> list[float]:
+            own = [group["initial_lr"] for group in groups]
+            return [rate if old == new else rate * new / old for rate, old, new in zip(rates, bases, own)]
+
+        for group, rate in zip(groups, rescaled(state_dict["rates"])):
             group["lr"] = rate
-        self.lr_scheduler.load_state_dict(state)
+        restore = state_dict["restore"]
+        self.restore_lr = rescaled(restore) if restore else None  # type: ignore[assignment]
+        for key in _MOVED_BY_SCORES:
+            setattr(self.lr_scheduler, key, state_dict[key])
 
 
 def build_schedule(
@@ -117,10 +129,13 @@ def _build(
     return StepLRScheduler(optimizer, **{**falls, **warm, **prefix, **more})
 
 
-def continue_schedule(schedule: Scheduler, updates: int, state: dict[str, Any] | None) -> None:
-    """Put `schedule` where it is after `updates` updates; the stored `state` matters where scores have moved it."""
-    if isinstance(schedule, PlateauSchedule) and state and "rates" in state:
-        schedule.load_state_dict(state)
+def continue_schedule(schedule: Scheduler, updates: int, epoch: int, state: dict[str, Any] | None) -> None:
+    """Put `schedule` where it is after `updates` updates and `epoch` epochs; the stored `state` is that of scores."""
+    if isinstance(schedule, PlateauSchedule):
+        if state and "rates" in state:
+            schedule.load_state_dict(state)
+        elif schedule.warmup_t:  # timm sets the rates of a warm-up at the end of an epoch alone
+            schedule.step(min(epoch, schedule.warmup_t))
     schedule.step_update(updates)
 
 

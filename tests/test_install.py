@@ -113,8 +113,10 @@ def test_off_removes_what_was_built_and_the_doctor_names_what_is_used_instead(tm
     rows = [line.split(maxsplit=3) for line in said.stdout.splitlines() if " cpu " in line]
     assert {operator for operator, *_ in rows} >= {"ss2d", "selective_scan", "causal_conv1d", "pooled_scan"}
     for operator, _, backend, why in rows:
+        if operator in ("cross_scan", "ssd"):  # made of PyTorch's own operators
+            continue
         assert backend in ("reference", "unfused"), operator
-        assert operator in ("cross_scan", "ssd") or "no compiled library libvmamba_cpu.so; build it with" in why
+        assert "no compiled library libvmamba_cpu.so; build it with" in why
     code = "import torch, vmamba; m = vmamba.create_model('vmamba_tiny_s1l8', depths=(1,), dims=8); "
     used = run(tmp_path, "-c", code + "m(torch.randn(1, 3, 40, 33)).sum().backward(); print('works')")
     assert used.stdout == "works\n", used.stderr

@@ -161,7 +161,7 @@ def test_keep_counts_whole_epochs_and_parts_apart(tmp_path):
     for name in ("0", "1", "1_step_4", "2_step_2", "2_step_4", "2_step_10"):
         save_checkpoint(tmp_path / f"ckpt_epoch_{name}.pth", {"x": torch.zeros(1)})
     drop_old(tmp_path, 2)
-    assert kept(tmp_path) == ["0", "1", "1_step_4", "2_step_10", "2_step_4"]
+    assert kept(tmp_path) == ["0", "1", "2_step_10", "2_step_4"]
     save_checkpoint(tmp_path / "ckpt_epoch_2.pth", {"x": torch.zeros(1)})
     drop_old(tmp_path, 2)
     assert kept(tmp_path) == ["1", "2", "2_step_10", "2_step_4"]

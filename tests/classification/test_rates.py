@@ -184,10 +184,13 @@ def test_plateau_falls_when_the_score_does_not_rise_and_resumes():
     expected = [0.1, 0.55, 1.0, 1.0, 1.0, 1.0, 0.1, 0.1, 0.01, 0.01, 0.01]
     assert found == pytest.approx(expected)
     again = fresh()
-    continue_schedule(again, 50, stored)
+    continue_schedule(again, 50, 5, stored)
     for epoch in range(5, len(scores)):
         assert present_rate(again.optimizer) == pytest.approx(expected[epoch])
         again.step(epoch + 1, scores[epoch])
+    late = fresh()
+    continue_schedule(late, 50, 5, None)
+    assert present_rate(late.optimizer) == pytest.approx(1.0), "a start after the warm-up is at the base rate"
 
 
 def test_an_argument_that_a_schedule_does_not_take():

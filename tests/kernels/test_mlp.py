@@ -218,3 +218,13 @@ def test_bad_input_is_one_line(changed: dict, words: list[str]) -> None:
     with pytest.raises(ValueError) as caught:
         mlp(**(given | changed))
     assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_around_it_changes_nothing(backend):
+    tensors, dy = case((3, 8), 16, 4)
+    outside = results(lambda *t: mlp(*t, backend=backend), tensors, dy)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = results(lambda *t: mlp(*t, backend=backend), tensors, dy)
+    for name, a, b in zip(NAMES, outside, inside, strict=True):
+        assert b.dtype is torch.float32 and torch.equal(a, b), name

@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--fixed", action="store_true", help="a file for that size and one image alone")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint to load first")
     parser.add_argument("--pretrained", action="store_true", help="load the released weights first")
-    parser.add_argument("--num-classes", type=int, default=1000, metavar="N", help="classes of the head (default 1000)")
+    parser.add_argument("--num-classes", type=int, metavar="N", help="classes of the head (default: the model's own)")
     parser.add_argument("--device", default="cpu", help="where a program is to run: cpu (default), cuda or cuda:1")
     parser.add_argument("--tolerance", type=float, default=1e-3, help="largest error allowed (default 1e-3)")
     arguments = parser.parse(argv)
@@ -93,7 +93,8 @@ def main(argv: list[str] | None = None) -> int:
     from vmamba.export import export_program, least_dynamic_side
 
     torch.manual_seed(0)
-    model: Any = vmamba.create_model(arguments.name, pretrained=arguments.pretrained, num_classes=arguments.num_classes)
+    head = {} if arguments.num_classes is None else {"num_classes": arguments.num_classes}
+    model: Any = vmamba.create_model(arguments.name, pretrained=arguments.pretrained, **head)
     if arguments.weights is not None:
         from vmamba.weights import load_weights
 
@@ -102,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
         print("random weights, for a trial: --pretrained takes the released ones, --weights FILE those of a file")
     model = model.eval().to(device)
     dynamic = not arguments.fixed
-    least = least_dynamic_side(model) if dynamic else model.least_size
+    least = least_dynamic_side(model) if dynamic else getattr(model, "least_size", 1)
     if min(size) < least:
         raise UserError(f"--size {arguments.size}: {arguments.name} needs at least {least}x{least} here")
     program = export_program(model, torch.zeros(1, model.in_chans, *size, device=device), dynamic)

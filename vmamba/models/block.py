@@ -118,12 +118,13 @@ class VSSBlock(nn.Module):
         """Whether DropPath drops images that may be left out: no image looks at another, no graph or GPU waits."""
         drop = self.drop_path
         return (
-            self.training
-            and type(x) is Tensor
+            type(x) is Tensor
             and type(drop) is DropPath
+            and drop.training
             and 0 < drop.drop_prob < 1
             and drop.scale_by_keep
-            and not drop._forward_hooks
+            and not (drop._forward_hooks or drop._forward_pre_hooks)
+            and not (drop._backward_hooks or drop._backward_pre_hooks)
             and x.device.type == "cpu"
             and not torch.compiler.is_compiling()
             and not torch.jit.is_tracing()

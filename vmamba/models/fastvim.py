@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from ..errors import UserError
 from .fastvim_mixer import FastVimMixer
 from .layers import find
 from .vim import Vim
@@ -43,8 +44,11 @@ class FastVim(Vim):
         use_our_selective_scan: bool = False,
         scaling_factor: float = 1.0,
         final_pool_type: str = "mean",
+        if_cls_token: bool = False,
         **kwargs: Any,
     ) -> None:
+        if if_cls_token:
+            raise UserError("if_cls_token: FastVim pools tokens and has no class token; VimLN has one")
         self.scans_columns = find("scanpath_type", scanpath_type, ("rowwise", "colwise")) == "colwise"
         mixer = partial(
             FastVimMixer,

@@ -78,6 +78,11 @@ class LayerNorm2d(LayerNorm):
 NORMS: dict[str, type[nn.Module]] = {"ln": LayerNorm, "ln2d": LayerNorm2d, "bn": nn.BatchNorm2d}
 
 
+def _hooked(module: nn.Module) -> bool:
+    forward = module._forward_hooks or module._forward_pre_hooks
+    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
+
+
 @register_notrace_module
 class Mlp(nn.Module):
     """fc1, activation, fc2; gated: fc2(x * act(z)) with x, z the halves of fc1. Works over the last axis, or CF."""
@@ -129,7 +134,7 @@ class Mlp(nn.Module):
             and not self.gated
             and fc1.bias is not None
             and fc2.bias is not None
-            and not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in (fc1, act, drop, fc2))
+            and not any(_hooked(module) for module in (fc1, act, drop, fc2))
             and not torch.compiler.is_exporting()
             and not torch.jit.is_tracing()
             and x.dtype is fc1.weight.dtype

@@ -450,7 +450,7 @@ class Vim(nn.Module):
 
 def _reordered(x: Tensor, sequence: Sequence2d, order: Tensor) -> tuple[Tensor, Sequence2d]:
     """The tokens x[:, order], and what is known of them."""
-    places = tuple(int(torch.nonzero(order == place)) for place in sequence.places)
+    places = tuple(sorted(int(torch.nonzero(order == place)) for place in sequence.places))
     rotation = sequence.rotation and (sequence.rotation[0][order], sequence.rotation[1][order])
     before = order if sequence.order is None else sequence.order[order]
     return x[:, order], Sequence2d(sequence.grid, places, rotation, before)

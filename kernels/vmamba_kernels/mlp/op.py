@@ -29,13 +29,15 @@ def _module(x: Tensor, backend: str) -> Any:
 def _forward(
     x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, keep_hidden: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
-    return _module(x, backend).forward(x, weight1, bias1, weight2, bias2, keep_hidden)
+    with torch.autocast(x.device.type, enabled=False):
+        return _module(x, backend).forward(x, weight1, bias1, weight2, bias2, keep_hidden)
 
 
 def _backward(
     dy: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, hidden: Tensor, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _module(x, backend).backward(dy, x, weight1, bias1, weight2, hidden)
+    with torch.autocast(x.device.type, enabled=False):  # a backward may run inside one
+        return _module(x, backend).backward(dy, x, weight1, bias1, weight2, hidden)
 
 
 def _forward_fake(
