@@ -61,7 +61,7 @@ def test_a_preempted_job_queues_again_and_goes_on(tiny_config, tmp_path, capsys,
     for line in ("nodes=1", "ntasks-per-node=2", "partition=night", "time=90", "signal=USR2@120", "gpus-per-node=0"):
         assert f"#SBATCH --{line}\n" in script, script
     run = tmp_path / "out" / "tiny" / "default"
-    fault = {"do": "signal", "rank": 0, "at": 3, "signals": ["SIGTERM", "SIGUSR2"]}
+    fault = {"do": "signal", "rank": 0, "at": 3, "signals": ["SIGTERM", "SIGUSR2"], "pauses": [0]}
     tasks = Ranks(tmp_path, [], 2, fault, job=run / "jobs")
     tasks.processes[0].join(60)
     assert tasks.processes[0].exitcode == 255, tasks.output()
