@@ -48,7 +48,7 @@ def write_model_card(folder: Path) -> Path:
         f"---\n{yaml.safe_dump(_metadata(config, scores), sort_keys=False)}---\n",
         f"# {config['MODEL']['NAME']}/{config['TAG']}\n",
         _table(_results(config, scores, ran, rows)),
-        _use(config),
+        _use(),
         "## How it was trained\n",
         f"```text\n{ran['start']['command']}\n```\n",
         _table(_circumstances(ran)),
@@ -115,7 +115,7 @@ def _cost(config: dict[str, Any]) -> str:
         return f"unknown ({error})"
 
 
-def _use(config: dict[str, Any]) -> str:
+def _use() -> str:
     command = "python -m vmamba.predict --weights best.pth IMAGE"
     return f"Name what an image shows:\n\n```text\n{command}\n```\n"
 
