@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -24,7 +25,7 @@ class Archive:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = self._open()
+        self._descriptor = self._open()
         self._identity = self._look()
 
     def read(self, start: int, size: int) -> bytes:
@@ -34,8 +35,8 @@ class Archive:
                 f"{self.path} was replaced or removed while the run read it; put the old file back and repeat the "
                 "command to go on, or choose another --tag to train on the new one"
             )
-        # at a position, not at the file's own: loader processes share that one
-        data = os.pread(self._file.fileno(), size, start)
+        # at a position, not at the descriptor's own: loader processes share that one
+        data = os.pread(self._descriptor, size, start)
         if len(data) < size:
             raise OSError(f"{self.path.name} ends early")
         return data
@@ -45,13 +46,16 @@ class Archive:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.path, self._identity = state["path"], state["identity"]
-        self._file = self._open()
+        self._descriptor = self._open()
 
-    def _open(self) -> BinaryIO:
+    def _open(self) -> int:
         try:
-            return open(self.path, "rb")
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise UserError(f"cannot read {self.path}: {error.strerror}; check its permissions") from None
+        # open for as long as the archive lives: data sets have no end of their own at which to close it
+        weakref.finalize(self, os.close, descriptor)
+        return descriptor
 
     def _look(self) -> tuple[int, int, int] | None:
         try:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 
-from tests.classification.runs import finish, processes_with, start_process, write_images
+from tests.classification.runs import finish, left_behind, processes_with, start_process, write_images
 from vmamba.weights import load_checkpoint
 
 
@@ -47,10 +49,16 @@ def test_world_size_may_change_on_resume(uneven, tmp_path):
 
 def test_a_decision_of_the_first_process_fails_on_all_and_leaves_none_behind(uneven, tmp_path):
     arguments = ["--cfg", uneven, "--output", tmp_path / "out", "--resume", tmp_path / "absent.pth"]
-    process = start_process(arguments, processes=2)
-    assert processes_with(str(tmp_path / "absent.pth"))
-    code, output = finish(process, timeout=120)
+    code, output = finish(start_process(arguments, processes=2), timeout=120)
     # torchrun ends the others as soon as one has failed, perhaps before they have printed: one line or two.
     lines = [line for line in output.splitlines() if "error: there is no checkpoint" in line]
     assert code != 0 and len(lines) in (1, 2), output
-    assert not processes_with(str(tmp_path / "absent.pth"))
+    assert not left_behind(str(tmp_path / "absent.pth"))
+
+
+def test_the_search_for_processes_finds_one(tmp_path):
+    code = "import sys; print('started', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as one:
+        assert one.stdout.readline() == b"started\n"  # it has its command line from here on
+        assert len(processes_with(str(tmp_path))) == 1
+    assert not processes_with(str(tmp_path))
