@@ -18,6 +18,7 @@ from classification.mixing import build_criterion, build_mixing, mixing_until
 from classification.optim import build_optimizer, images_per_update, learning_rate_scale
 from classification.parallel import parallelise, shard_optimizer_state, start_alike, synchronised, without_effect
 from classification.precision import Precision
+from classification.progress import updates_of
 from classification.schedule import build_schedule
 from classification.train import Trainer
 from classification.world import World
@@ -106,7 +107,7 @@ def compile_in_place(config: CfgNode, network: nn.Module) -> None:
 
 def updates_per_epoch(config: CfgNode, data: Data) -> int:
     """Return how often the weights move in one epoch."""
-    return -(-len(data.train) // config.TRAIN.ACCUMULATION_STEPS) if data.train is not None else 1
+    return updates_of(len(data.train), config.TRAIN.ACCUMULATION_STEPS) if data.train is not None else 1
 
 
 def load_pretrained(config: CfgNode, trainer: Trainer) -> None:
