@@ -125,8 +125,8 @@ def test_the_normed_head_is_batch_norm_and_linear():
     torch.testing.assert_close(network(x), nn.functional.linear(centred, head.weight, head.bias))
     assert {"classifier.head.weight", "classifier.head.norm.running_mean"} <= network.state_dict().keys()
     plain = small()
-    norm = ("running_mean", "running_var", "num_batches_tracked")
-    assert fill(network, {"model": plain.state_dict()}, "x.pth").kept == tuple(f"classifier.head.norm.{k}" for k in norm)
+    kept = fill(network, {"model": plain.state_dict()}, "x.pth").kept
+    assert len(kept) == 3 and all(key.startswith("classifier.head.norm.") for key in kept)
     assert torch.equal(network.classifier.head.weight, plain.classifier.head.weight)
     with pytest.raises(UserError, match="MODEL.HEAD_NORM: Linear has no linear classifier head"):
         norm_head(nn.Linear(2, 2))
@@ -183,7 +183,7 @@ def test_each_machine_fetches_once_and_a_failure_is_that_of_all(monkeypatch):
     monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
     fetched = []
     for rank in range(4):
-        Machines(rank, 4, local_rank=rank % 2).once_per_machine(lambda: fetched.append(rank))
+        Machines(rank, 4, local_rank=rank % 2).once_per_machine(partial(fetched.append, rank))
     assert fetched == [0, 2]
 
     def refuse():
