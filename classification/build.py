@@ -10,6 +10,7 @@ from yacs.config import CfgNode
 
 from classification.averaging import build_average
 from classification.data import Data
+from classification.decay import DecaySchedule
 from classification.distillation import build_distillation
 from classification.drop_path import DropPathSchedule
 from classification.finetuning import DoNotFit, fill
@@ -75,13 +76,14 @@ def build_trainer(config: CfgNode, network: nn.Module, data: Data, world: World,
         f"{images_per_update(config, world)} images per update"
     )
     mixing = build_mixing(config)
+    per_epoch = updates_per_epoch(config, data)
     return Trainer(
         config=config,
         world=world,
         network=network,
         model=model,
         optimizer=optimizer,
-        schedule=build_schedule(config, optimizer, updates_per_epoch(config, data), scale),
+        schedule=build_schedule(config, optimizer, per_epoch, scale),
         criterion=build_criterion(config, mixing).to(world.device),
         mixing=mixing,
         precision=Precision(config, world.device),
@@ -93,6 +95,7 @@ def build_trainer(config: CfgNode, network: nn.Module, data: Data, world: World,
             mixing_until(config, mixing),
             lambda epoch: rest_frozen(network),
         ],
+        each_update=[DecaySchedule(config, optimizer, config.TRAIN.EPOCHS * per_epoch)],
     )
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
 from PIL import Image
 from yacs.config import CfgNode
 
 from classification.decoding import UnreadableImage, decode, reason_of
 from classification.names import printable
+from classification.packages import require_package
 from vmamba.errors import UserError
 
 
@@ -17,7 +16,7 @@ class HubImages:
     """A data set of the package `datasets`, read image by image; `key` and `target` are its columns."""
 
     def __init__(self, name: str, cache: str, split: str, key: str, target: str) -> None:
-        require_package("datasets", f"hfds/{name}")
+        require_package("datasets", f"DATA.DATASET hfds/{name}")
         from timm.data.readers.reader_hfds import ReaderHfds
 
         self._title = f"{name} {split}"
@@ -53,9 +52,3 @@ def open_hub(data: CfgNode, split: str) -> HubImages:
     """Return the images of ``DATA.DATASET`` hfds/NAME; ``DATA.DATA_PATH`` is the package's cache folder."""
     name = data.DATASET.partition("/")[2]
     return HubImages(name, data.DATA_PATH, split, data.INPUT_KEY or "image", data.TARGET_KEY or "label")
-
-
-def require_package(package: str, dataset: str) -> None:
-    """Raise `UserError` when a data set needs a package that is not installed."""
-    if importlib.util.find_spec(package) is None:
-        raise UserError(f"DATA.DATASET {dataset} needs the package '{package}'; install it with: pip install {package}")

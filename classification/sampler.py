@@ -16,8 +16,8 @@ class SeededBatches(Sampler):
 
     The seed depends on (run seed, epoch, rank, batch number) alone: neither on how many workers load the data nor on
     what was loaded before. So an epoch can be repeated exactly, and entered at any batch without loading those before
-    it: workers have no random state of their own that a checkpoint would have to hold. `order` is that of training, else
-    a random one in which each image comes once.
+    it: workers have no random state of their own that a checkpoint would have to hold. `order` is that of training; by
+    default a random one, in which each image comes once.
     """
 
     def __init__(

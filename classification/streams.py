@@ -18,7 +18,7 @@ from torchvision.transforms import Compose
 from yacs.config import CfgNode
 
 from classification.bad_samples import Loaded
-from classification.hugging_face import require_package
+from classification.packages import require_package
 from classification.stopping import leave_signals_to_the_main_process
 from classification.world import World
 from vmamba.errors import UserError
@@ -92,7 +92,7 @@ def _open(config: CfgNode, mode: str, train: bool) -> Any:
 
     data = config.DATA
     package = next(package for prefix, package in _PACKAGES.items() if data.DATASET.startswith(prefix))
-    require_package(package, data.DATASET)
+    require_package(package, f"DATA.DATASET {data.DATASET}")
     split, _, count = (data.TRAIN_SPLIT if train else data.VAL_SPLIT).partition("|")
     try:
         return create_dataset(

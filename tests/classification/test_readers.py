@@ -69,11 +69,14 @@ def test_a_split_that_a_hub_data_set_has_not_is_one_line(hub):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "package"), [("hfds/cifar10", "datasets"), ("wds/", "webdataset")])
-def test_a_missing_package_is_one_line(monkeypatch, name, package):
+@pytest.mark.parametrize(
+    ("name", "package", "version"),
+    [("hfds/cifar10", "datasets", "==5.2.0"), ("wds/", "webdataset", "==1.0.2 braceexpand==0.1.7")],
+)
+def test_a_missing_package_is_one_line(monkeypatch, name, package, version):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     config, stated = load_config(opts=["DATA.DATASET", name, "MODEL.NUM_CLASSES", "2"])
-    message = f"DATA.DATASET {name} needs the package '{package}'; install it with: pip install {package}"
+    message = f"DATA.DATASET {name} needs the package '{package}'; install it with: pip install {package}{version}$"
     with pytest.raises(UserError, match=message):
         build_data(config, stated, World())
 
