@@ -149,9 +149,9 @@ def test_images_of_labelled_wells_are_read_and_the_others_counted(tmp_path, abov
     source = opened(write_tree(tmp_path, above=above, write=write))
     rows = [row for row in split_rows(45, "train").tolist() if row % 9 != 8]
     assert len(source.labels) == len(rows) < 27 and source.classes == ["control", "EGFR", "BRD4"]
-    assert source.notes == [
-        f"{27 - len(rows)} of 27 images of 'train' lie in wells without a label and are left out: P24 ({27 - len(rows)})"
-    ]
+    out = 27 - len(rows)
+    note = f"{out} of 27 images of 'train' lie in wells without a label and are left out: P24 ({out})"
+    assert out > 0 and source.notes == [note]
     for index, row in enumerate(rows):
         image = source.load(index)
         assert (
@@ -174,19 +174,19 @@ def test_all_plates_of_a_folder_each_split_by_itself(tmp_path):
     [
         (lambda root: root.joinpath("BR00116991.pq").unlink(), "there is no file .*BR00116991.pq, a plate's index"),
         (lambda root: next(root.glob("*/*platemap*")).unlink(), r"there is no \*compound_platemap.\*, here or one"),
-        (lambda root: write_text(root / "a_compound_metadata.csv", METADATA), r"2 files are called \*compound_metadata"),
+        (lambda root: write_text(root / "a_compound_metadata.csv", METADATA), r"2 files are called \*compound_meta"),
         (
             lambda root: write_text(root / "BR00116991.pq", {"paths": ["a"], "well_loc": ["A01"]}),
             "has no column 'path'; its columns are paths, well_loc. Did you mean 'paths'",
         ),
-        (lambda root: (root / "BR00116991.pq").write_text("path\twell_loc\nx.npy\n"), "line 2: 1 cells, the header has 2"),
+        (lambda root: (root / "BR00116991.pq").write_text("path\twell_loc\nx.npy\n"), "line 2: 1 cells, the header"),
         (
             lambda root: write_text(root / "BR00116991.pq", {"path": ["x/y.npy"], "well_loc": ["A01"]}),
             "names x/y.npy, which is not below .*, nor is any end of that path",
         ),
         (
             lambda root: write_text(root / "BR00116991.pq", {"path": ["images/0.npy"] * 9, "well_loc": ["a1"] * 9}),
-            r"no image of jumpcp/BR00116991, split 'train', lies in a labelled well: a1 \(5\); the tables label A01, A02",
+            r"no image of .*991, split 'train', lies in a labelled well: a1 \(5\); the tables label A01, A02",
         ),
         (lambda root: (root / "BR00116991.pq").write_bytes(b"\xff\xfe\x00"), "is neither parquet nor UTF-8 text"),
     ],
