@@ -11,7 +11,7 @@ _INSTALL = {
     "datasets": "datasets==5.2.0",
     "webdataset": "webdataset==1.0.2 braceexpand==0.1.7",
     "tensorflow_datasets": "tensorflow tensorflow-datasets",
-    "pyarrow": "pyarrow",
+    "pyarrow": "pyarrow==26.0.1",
 }
 
 

@@ -15,7 +15,7 @@ NAMED = re.compile(r"(tests/[\w/]+\.py)::(test_\w+)")
 
 
 @functools.cache
-def tests_of(file: str) -> set[str]:
+def collected(file: str) -> set[str]:
     """The functions of a test file that pytest collects; none where there is no such file."""
     path = ROOT / file
     if not path.is_file():
@@ -24,7 +24,7 @@ def tests_of(file: str) -> set[str]:
 
 
 def absent(text: str) -> list[str]:
-    return [f"{file}::{test}" for file, test in NAMED.findall(text) if test not in tests_of(file)]
+    return [f"{file}::{test}" for file, test in NAMED.findall(text) if test not in collected(file)]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "::test_" in page.read_text()], ids=lambda page: page.stem)
