@@ -1,6 +1,8 @@
-"""Data sets of the Hugging Face hub, or on disk in one of its formats, through timm's reader."""
+"""Data sets of the Hugging Face hub, or on disk in one of its formats, through timm's readers."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -52,3 +54,25 @@ def open_hub(data: CfgNode, split: str) -> HubImages:
     """Return the images of ``DATA.DATASET`` hfds/NAME; ``DATA.DATA_PATH`` is the package's cache folder."""
     name = data.DATASET.partition("/")[2]
     return HubImages(name, data.DATA_PATH, split, data.INPUT_KEY or "image", data.TARGET_KEY or "label")
+
+
+def stream_reader(name: str, **arguments: Any) -> Any:
+    """Return timm's reader of a data set of the package `datasets` as a stream.
+
+    Not by timm's factory, which writes names in small letters: those of other folders. timm 1.0.29 also passes an
+    argument on that `datasets` knows no more since its version 4.
+    """
+    import datasets
+    from timm.data.readers.reader_hfids import ReaderHfids
+
+    load = datasets.load_dataset_builder
+    datasets.load_dataset_builder = lambda *names, trust_remote_code=False, **more: load(*names, **more)
+    try:
+        return ReaderHfids(name, **arguments)
+    finally:
+        datasets.load_dataset_builder = load
+
+
+def shards_of(reader: Any) -> int:
+    """Return the number of files that the loaders of a `stream_reader` share out among themselves."""
+    return int(reader.builder.as_streaming_dataset(split=reader.split).num_shards)
