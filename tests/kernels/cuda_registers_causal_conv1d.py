@@ -32,4 +32,6 @@ INSTRUCTIONS = {
     ("conv_backward_last", 8): ((32, 16), 140.0),
     ("conv_backward_first", 4): ((8,), 110.0),
     ("conv_backward_first", 8): ((8,), 158.0),
+    # The second stage: the whole kernel, which makes one value of a result.
+    ("conv_reduce", 0): (1, 510.0),
 }

@@ -27,4 +27,6 @@ INSTRUCTIONS: dict[tuple[str, int], tuple[tuple[float, ...], float]] = {
     ("gather_rows", 2): ((16,), 114.0),
     ("gather_columns", 1): ((4,), 180.0),
     ("gather_columns", 2): ((4,), 228.0),
+    # The second stage: the whole kernel, which makes one value of a result.
+    ("add_rows", 0): (1, 265.0),
 }

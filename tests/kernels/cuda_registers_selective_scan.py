@@ -20,11 +20,18 @@ INSTANCES = 26
 ATOMICS = ("scan_backward",)
 LOAD_BITS = {"scan_forward": 128, "scan_backward": 128}
 STORE_BITS = {"scan_forward": 128, "scan_backward": 128}
-# Loops: windows of 32 steps, 8 steps. Backward: windows, 8 steps of dt, then 32 steps of 1 or 2 states at a time; at 16
-# states those 32 take 8 turns.
+# Loops: windows of 32 steps, 8 steps; where 4 states are held also a turn over those, of which 4 states take one.
+# Backward: windows, 8 steps of dt, then 32 steps of 1 or 2 states at a time; at 16 states those 32 take 8 turns.
 INSTRUCTIONS = {
     ("scan_forward", 1): ((32, 8), 112.0),
+    ("scan_forward", 4): ((32, 8, 8), 155.0),
     ("scan_forward", 16): ((32, 8), 215.0),
     ("scan_backward", 1): ((32, 8, 32), 158.0),
     ("scan_backward", 2): ((32, 8, 32 / 8), 780.0),
+    # The second stages and what joins segments: the whole kernel, which makes one value of a result.
+    ("gradient_ends", 0): (1, 650.0),
+    ("reduce_projections", 0): (1, 320.0),
+    ("reduce_weights", 0): (1, 470.0),
+    ("reduce_delta", 0): (1, 415.0),
+    ("join_segments", 0): (1, 430.0),
 }

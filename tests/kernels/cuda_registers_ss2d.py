@@ -23,4 +23,7 @@ INSTRUCTIONS = {
     # The whole kernel by the 8 steps of a tile, the loop over pairs of states counted once.
     ("ss2d_backward", 1): (8, 390.0),
     ("ss2d_backward", 2): (8, 445.0),
+    # The second stages: the whole kernel, which makes one value of a result.
+    ("ss2d_reduce_rows", 0): (1, 540.0),
+    ("ss2d_reduce_weights", 0): (1, 585.0),
 }
