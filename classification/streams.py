@@ -29,7 +29,7 @@ STREAMS = tuple(_PACKAGES)
 
 
 class StreamImages:
-    """timm's data set of a stream; its length is the number of images over all processes, `shards` that of its files."""
+    """timm's data set of a stream, of `shards` files; its length is the number of images over all processes."""
 
     def __init__(self, config: CfgNode, transform: Compose, mode: str, train: bool) -> None:
         self.train, self.title = train, config.DATA.DATASET
@@ -99,8 +99,8 @@ def loaders_of(images: StreamImages, wanted: int, world: World) -> int:
     most = images.shards if whole else images.shards // world.size
     if images.train and most == 0:
         raise UserError(
-            f"{images.title} has {images.shards} shards for {world.size} processes; each needs one of its own: use fewer "
-            "processes, or write more and smaller shards"
+            f"{images.title} has {images.shards} shards for {world.size} processes; each needs one of its own: use "
+            "fewer processes, or write more and smaller shards"
         )
     return min(wanted, max(most, 1))
 
