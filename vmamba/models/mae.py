@@ -18,6 +18,7 @@ from ..errors import UserError
 from .class_tokens import class_token_places, insert_tokens, without_tokens
 from .layers import LayerNorm, find
 from .masked_mixer import KeptTokens, MaskedBlock, MaskedFastVimMixer
+from .network import Network
 from .sincos import sincos_table
 from .vim_block import Block, RMSNorm, swap_axes
 from .vim_checks import check_vim_arguments, refuse_unknown
@@ -25,7 +26,7 @@ from .vim_mixer import VimMixer, wide
 from .vim_patches import PatchEmbed, pair
 
 
-class MaskedAutoencoder(nn.Module):
+class MaskedAutoencoder(Network):
     """Maps images [B, C, H, W] to (loss, predicted patches [B, L, p*p*C], mask [B, L]); 1 in the mask: hidden.
 
     The encoder sees the kept patches alone; the decoder sees them among mask tokens, and tells the pixels of each
@@ -125,10 +126,8 @@ class MaskedAutoencoder(nn.Module):
     @torch.no_grad()
     def init_weights(self, needs_reset: bool = True) -> None:
         """Draw every parameter anew in place and make the position tables."""
-        for module in self.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if needs_reset and callable(reset):
-                reset()
+        if needs_reset:
+            self._reset_layers()
         for table in (self.pos_embed, self.decoder_pos_embed):
             table.copy_(sincos_table(table.shape[2], self.grid, self.class_rows, table.device))
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
@@ -225,12 +224,6 @@ class MaskedAutoencoder(nn.Module):
         return self.loss(x, predicted, mask), predicted, mask
 
     # timm's interface
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block's activations in the backward (non-reentrant) instead of keeping them."""
-        for module in self.modules():
-            if isinstance(module, Block):
-                module.use_checkpoint = enable
 
     def no_weight_decay(self) -> set[str]:
         """Nothing: as published, all parameters are decayed in pre-training."""
