@@ -155,6 +155,28 @@ class MaskedAutoencoder(Network):
         parts = patches.unflatten(2, (self.patch_size, self.patch_size, self.in_chans)).unflatten(1, self.image_grid)
         return parts.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
+    def patch_means(self, images: Tensor) -> Tensor:
+        """[B, L, p*p*C]: the prediction that tells nothing but the mean of each patch, in the terms of the loss."""
+        patches = self.patchify(images)
+        return torch.zeros_like(patches) if self.norm_pix_loss else patches.mean(2, keepdim=True).expand_as(patches)
+
+    def pictures(self, images: Tensor, predicted: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network was given of images [B, C, H, W], the rest 0, and its answer in the hidden places.
+
+        `predicted` and `mask` are those of `forward`. With `norm_pix_loss` each predicted patch takes the mean and
+        deviation of the true one, which it does not tell.
+        """
+        target = self.patchify(images)
+        if self.scans_columns:
+            mask = swap_axes(mask[:, :, None], self.grid)[0][:, :, 0]
+            predicted = swap_axes(predicted, self.grid)[0] if self.aligned_targets else predicted
+        if self.norm_pix_loss:
+            variance, mean = torch.var_mean(target, dim=2, keepdim=True)
+            predicted = predicted * (variance + 1e-6).sqrt() + mean
+        hidden = mask[:, :, None]
+        given = target * (1 - hidden)
+        return self.unpatchify(given), self.unpatchify(given + predicted * hidden)
+
     # forward
 
     def _embedded(self, x: Tensor) -> Tensor:
