@@ -13,6 +13,7 @@ from classification.archives import SourceFailed
 from classification.arrays import open_digits, open_fashion_mnist
 from classification.files import FolderSource, data_root, require_folder
 from classification.hugging_face import open_hub
+from classification.inaturalist import YEARS, open_inaturalist
 from classification.lists import open_list
 from classification.streams import STREAMS
 from classification.tar_images import open_shards, open_tar
@@ -48,6 +49,8 @@ DATASETS: dict[str, Callable[[CfgNode, bool, World], ImageSource]] = {
     "digits": lambda data, train, world: open_digits(train),
     "fashion_mnist": lambda data, train, world: open_fashion_mnist(data.DATA_PATH, train),
 }
+for _name in YEARS:
+    DATASETS[_name] = lambda data, train, world: open_inaturalist(data, train)
 for _name in SETS:
     DATASETS[_name] = lambda data, train, world: open_torchvision(data.DATASET, data, train, world)
 

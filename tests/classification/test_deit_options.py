@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,14 +13,17 @@ from torch import Tensor, nn
 
 from classification.arguments import parse
 from classification.build import check_forward_arguments
+from classification.checks import ignored_settings
 from classification.config import load_config
 from classification.labels import LABELS
 from classification.mixing import AnySizeMixup, Doubled, SubmodelLoss, build_criterion
 from classification.optim import build_optimizer
 from classification.precision import Precision
 from classification.schedule import build_schedule
+from classification.sources import open_source
 from classification.train import Trainer, forward_backward
 from classification.world import World
+from tests.classification.runs import write_images
 from vmamba.errors import UserError
 from vmamba.models import Vim
 
@@ -94,3 +99,30 @@ def test_a_run_without_train_mode_drops_nothing(tiny_config, run_main, monkeypat
     words = ["--cfg", tiny_config(TRAIN__EPOCHS=1, TRAIN__WARMUP_EPOCHS=0), "--batch-size", 700]
     code, _, errors = run_main(*words, "--no-train-mode")
     assert code == 0 and seen == [False, False], errors
+
+
+@pytest.mark.parametrize(("rank", "classes"), [("", ["crow", "oak", "owl"]), ("kingdom", ["animal", "plant"])])
+def test_inaturalist_is_read_from_its_own_files(rank: str, classes: list[str], tmp_path: Path) -> None:
+    kinds = [("owl", "animal"), ("oak", "plant"), ("crow", "animal")]
+    categories = [{"id": i, "name": name, "kingdom": kingdom} for i, (name, kingdom) in enumerate(kinds)]
+    (tmp_path / "categories.json").write_text(json.dumps(categories))
+    for split, told in (("train", [2, 0, 1]), ("val", [1])):
+        write_images(tmp_path / "all", {split: {str(c): 1 for c in told}})
+        images = [{"id": 10 + c, "file_name": f"all/{split}/{c}/0.png"} for c in told]
+        annotations = [{"image_id": 10 + c, "category_id": c} for c in reversed(told)]
+        (tmp_path / f"{split}2018.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    opts = ["DATA.DATASET", "inat2018", "DATA.DATA_PATH", str(tmp_path), "DATA.TARGET_KEY", rank]
+    config, stated = parse(["--opts", *opts])
+    assert ignored_settings(config, stated) == []
+    train, held_out = (open_source(config, train) for train in (True, False))
+    assert train.classes == held_out.classes == classes
+    named = [classes[label] for label in train.labels]
+    assert named == (["crow", "owl", "oak"] if not rank else ["animal", "animal", "plant"])
+    assert train.load(1).size == (12, 12) and held_out.name(0).endswith("all/val/1/0.png")
+    config.DATA.TARGET_KEY = "kingdoms"
+    with pytest.raises(UserError, match="'kingdoms' is no rank of name, kingdom. Did you mean 'kingdom'"):
+        open_source(config, True)
+    (tmp_path / "val2018.json").unlink()
+    config.DATA.TARGET_KEY = rank
+    with pytest.raises(UserError, match="there is no file .*val2018.json, of iNaturalist"):
+        open_source(config, False)
