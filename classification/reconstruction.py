@@ -103,8 +103,8 @@ class Reconstruction:
             noise = noise.to(world.device)
             with trainer.precision.autocast():
                 loss, predicted, mask = autoencoder(images, noise)
-            guess = autoencoder.patch_means(images)
-            chance = autoencoder.loss(images, guess, mask)
+            means = autoencoder.targets(images).mean(2, keepdim=True)
+            chance = autoencoder.loss(images, means, mask)
             totals += torch.tensor([float(loss), float(chance), 1.0], dtype=torch.float64) * len(images)
             if findings is not None:
                 findings.observe(autoencoder, images, predicted, mask)

@@ -155,10 +155,15 @@ class MaskedAutoencoder(Network):
         parts = patches.unflatten(2, (self.patch_size, self.patch_size, self.in_chans)).unflatten(1, self.image_grid)
         return parts.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
-    def patch_means(self, images: Tensor) -> Tensor:
-        """[B, L, p*p*C]: the prediction that tells nothing but the mean of each patch, in the terms of the loss."""
-        patches = self.patchify(images)
-        return torch.zeros_like(patches) if self.norm_pix_loss else patches.mean(2, keepdim=True).expand_as(patches)
+    def targets(self, images: Tensor) -> Tensor:
+        """[B, L, p*p*C]: what the patches are to be predicted as, in the order in which the loss compares them."""
+        target = self.patchify(images)
+        if self.scans_columns and self.aligned_targets:
+            target = swap_axes(target, self.image_grid)[0]
+        if self.norm_pix_loss:
+            variance, mean = torch.var_mean(target, dim=2, keepdim=True)
+            target = (target - mean) / (variance + 1e-6).sqrt()
+        return target
 
     def pictures(self, images: Tensor, predicted: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """What the network was given of images [B, C, H, W], the rest 0, and its answer in the hidden places.
@@ -199,7 +204,10 @@ class MaskedAutoencoder(Network):
             noise = torch.rand(x.shape[:2], device=x.device)
         if noise.shape != x.shape[:2]:
             raise ValueError(f"noise: expected {tuple(x.shape[:2])}, one number a patch, got {tuple(noise.shape)}")
-        places = noise.argsort(1)[:, : int(x.shape[1] * (1 - ratio))].sort(1).values
+        kept_patches = int(x.shape[1] * (1 - ratio))
+        if kept_patches < 1:
+            raise ValueError(f"mask_ratio: {ratio} keeps none of {x.shape[1]} patches; lower it")
+        places = noise.argsort(1)[:, :kept_patches].sort(1).values
         x = x.gather(1, places[:, :, None].expand(-1, -1, x.shape[2]))
         if self.class_rows:
             token = self.cls_token + self.pos_embed[:, :1]
@@ -228,13 +236,7 @@ class MaskedAutoencoder(Network):
 
     def loss(self, images: Tensor, predicted: Tensor, mask: Tensor) -> Tensor:
         """The mean squared error over the hidden patches."""
-        target = self.patchify(images)
-        if self.scans_columns and self.aligned_targets:
-            target = swap_axes(target, self.image_grid)[0]
-        if self.norm_pix_loss:
-            variance, mean = torch.var_mean(target, dim=2, keepdim=True)
-            target = (target - mean) / (variance + 1e-6).sqrt()
-        errors = (predicted - target).square().mean(2)
+        errors = (predicted - self.targets(images)).square().mean(2)
         return (errors * mask).sum() / mask.sum()
 
     def forward(
