@@ -40,9 +40,10 @@ class Network(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block's activations in the backward (non-reentrant) instead of keeping them."""
-        for module in self.modules():
-            if hasattr(module, "use_checkpoint"):
-                module.use_checkpoint = enable
+        block: Any
+        for block in self.modules():
+            if hasattr(block, "use_checkpoint"):
+                block.use_checkpoint = enable
 
     def _reset_layers(self) -> None:
         """Draw the parameters of every layer that knows how to do so by itself, such as PyTorch's own."""
