@@ -18,13 +18,16 @@ from classification.parallel import PARALLEL
 from classification.schedule import SCHEDULES
 from vmamba.command_line import Parser
 
+PROGRAM = "python -m classification"
 
-def parse(argv: Sequence[str] | None = None) -> tuple[CfgNode, set[str]]:
+
+def parse(argv: Sequence[str] | None = None, program: str = PROGRAM) -> tuple[CfgNode, set[str]]:
     """Return the checked configuration that the command line asks for, and the set of keys that somebody stated.
 
-    ``--print-config`` prints it as yaml, from the first process, and exits.
+    `program` is what the help calls the command. ``--print-config`` prints the configuration as yaml, from the first
+    process, and exits.
     """
-    options = command_line().parse(argv)
+    options = command_line(program).parse(argv)
     flags: dict[str, Any] = {key: value for key, value in vars(options).items() if key.isupper() and value is not None}
     if options.finetune:
         flags |= {"MODEL.PRETRAINED": options.finetune, "MODEL.ALLOW_HEAD_MISMATCH": True}
@@ -47,12 +50,12 @@ def _flag(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
 
 
-def command_line() -> Parser:
+def command_line(program: str = PROGRAM) -> Parser:
     """Return the parser of all flags; the name of a value in capitals is the key that it sets."""
     parser = Parser(
-        prog="python -m classification",
+        prog=program,
         usage="%(prog)s --cfg FILE [flags]",
-        description="Train or evaluate an image classifier; torchrun -m classification for several processes.",
+        description="Train or evaluate a network; torchrun in the place of python for several processes.",
     )
     known = defaults()
 
@@ -135,6 +138,8 @@ def command_line() -> Parser:
     setting(group, "--clip-grad", "TRAIN.CLIP_GRAD", "limit of the gradient; 0 is none", type=float, metavar="F")
     setting(group, "--clip-mode", "TRAIN.CLIP_MODE", "what the limit is of", choices=CLIP_MODES)
     setting(group, "--loss", "TRAIN.LOSS.NAME", "loss of the labels", choices=("cross_entropy", "bce"))
+    switch(group, "--cosub", "TRAIN.COSUB", "co-training of two submodels, DeiT's cosub; with --loss bce")
+    switch(group, "--no-train-mode", "TRAIN.TRAIN_MODE", "train without dropout and drop path", value=False)
     setting(group, "--smoothing", "MODEL.LABEL_SMOOTHING", "label smoothing", type=float, metavar="F")
     setting(group, "--seed", "SEED", "seed of the run", type=int, metavar="N")
     setting(group, "--model_ema", "EMA.ENABLE", "keep averaged weights", type=_flag, metavar="BOOL")

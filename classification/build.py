@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 
 import torch
@@ -15,7 +16,7 @@ from classification.distillation import build_distillation
 from classification.drop_path import DropPathSchedule
 from classification.finetuning import DoNotFit, fill
 from classification.freezing import freeze, rest_frozen
-from classification.mixing import build_criterion, build_mixing, mixing_until
+from classification.mixing import Doubled, build_criterion, build_mixing, mixing_until
 from classification.optim import build_optimizer, images_per_update, learning_rate_scale
 from classification.parallel import parallelise, shard_optimizer_state, start_alike, synchronised, without_effect
 from classification.precision import Precision
@@ -62,6 +63,7 @@ def build_trainer(config: CfgNode, network: nn.Module, data: Data, world: World,
     """Return the `Trainer` of a run: optimizer, schedule, loss and average around `network`."""
     for line in without_effect(config, world):
         logger.warning(line)
+    check_forward_arguments(config, network)
     distillation = build_distillation(config, network, world)
     start_alike(network, world)
     average = build_average(config, network)
@@ -85,7 +87,7 @@ def build_trainer(config: CfgNode, network: nn.Module, data: Data, world: World,
         optimizer=optimizer,
         schedule=build_schedule(config, optimizer, per_epoch, scale),
         criterion=build_criterion(config, mixing).to(world.device),
-        mixing=mixing,
+        mixing=Doubled(mixing) if config.TRAIN.COSUB else mixing,
         precision=Precision(config, world.device),
         average=average,
         logger=logger,
@@ -97,6 +99,15 @@ def build_trainer(config: CfgNode, network: nn.Module, data: Data, world: World,
         ],
         each_update=[DecaySchedule(config, optimizer, config.TRAIN.EPOCHS * per_epoch)],
     )
+
+
+def check_forward_arguments(config: CfgNode, network: nn.Module) -> None:
+    """Raise `UserError` where ``TRAIN.FORWARD`` names an argument that the network's forward does not take."""
+    known = list(inspect.signature(network.forward).parameters)[1:]
+    for name in config.TRAIN.FORWARD:
+        if name not in known:
+            kind = type(network).__name__
+            raise UserError(f"TRAIN.FORWARD: {kind} takes no {name!r} in forward.{closest(name, known)}")
 
 
 def compile_in_place(config: CfgNode, network: nn.Module) -> None:

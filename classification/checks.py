@@ -16,6 +16,7 @@ from classification.defaults import DEPRECATED, defaults
 from classification.distillation import DISTILLATIONS
 from classification.drop_path import DROP_PATH_SCHEDULES
 from classification.jump_cp import is_cells
+from classification.optim import DECAY_GROUPS
 from classification.parallel import PARALLEL
 from classification.schedule import SCHEDULES
 from classification.sources import check_dataset
@@ -27,7 +28,7 @@ _CHOICES = {
     "MODEL.TYPE": ("vssm", "timm"),
     "MODEL.PRETRAINED_ENTRY": ("auto", "model", "model_ema"),
     "TRAIN.LR_SCHEDULER.NAME": SCHEDULES,
-    "TRAIN.DECAY_GROUPS": ("published", "corrected"),
+    "TRAIN.DECAY_GROUPS": DECAY_GROUPS,
     "TRAIN.CLIP_MODE": CLIP_MODES,
     "TRAIN.LOSS.NAME": ("cross_entropy", "bce"),
     "TRAIN.DROP_PATH_SCHEDULE.NAME": DROP_PATH_SCHEDULES,
@@ -56,6 +57,7 @@ _AT_LEAST = {
     "TRAIN.LR_SCHEDULER.COOLDOWN_EPOCHS": 0,
     "TRAIN.LR_SCHEDULER.PATIENCE_EPOCHS": 0,
     "TRAIN.LR_BASE_BATCH": 0,
+    "TRAIN.LAYER_DECAY_BLOCKS": 1,
     "TRAIN.DROP_PATH_SCHEDULE.EPOCHS": 0,
     "TRAIN.MAX_NONFINITE": 1,
     "AUG.CELLS.PAD_TO": 1,
@@ -124,7 +126,7 @@ def _unless_schedule(*names: str) -> Callable[[CfgNode], bool]:
 # (true when it applies, the keys, why they do nothing)
 _IGNORED: tuple[tuple[Callable[[CfgNode], bool], tuple[str, ...], str], ...] = (
     (lambda c: not c.DATA.ZIP_MODE, ("DATA.CACHE_MODE",), "it belongs to zip mode"),
-    (lambda c: c.MODEL.TYPE == "vssm", ("MODEL.TIMM",), "MODEL.TYPE is vssm"),
+    (lambda c: c.MODEL.TYPE == "vssm", ("MODEL.TIMM", "MODEL.ARCH"), "MODEL.TYPE is vssm"),
     (lambda c: c.MODEL.TYPE == "timm", ("MODEL.VSSM.",), "MODEL.TYPE is timm; its arguments are under MODEL.TIMM"),
     (
         lambda c: not (c.MODEL.PRETRAINED or c.EVAL_MODE),
@@ -171,7 +173,11 @@ _IGNORED: tuple[tuple[Callable[[CfgNode], bool], tuple[str, ...], str], ...] = (
         ("TRAIN.LR_SCHEDULER.WARMUP_PREFIX",),
         "the other schedules than cosine, tanh, poly and step count from the first update",
     ),
-    (lambda c: c.TRAIN.LAYER_DECAY == 1, ("TRAIN.LAYER_DECAY_MIN_SCALE",), "TRAIN.LAYER_DECAY is 1"),
+    (
+        lambda c: c.TRAIN.LAYER_DECAY == 1,
+        ("TRAIN.LAYER_DECAY_MIN_SCALE", "TRAIN.LAYER_DECAY_BLOCKS"),
+        "TRAIN.LAYER_DECAY is 1",
+    ),
     (lambda c: not c.TRAIN.CLIP_GRAD, ("TRAIN.CLIP_MODE",), "TRAIN.CLIP_GRAD is off"),
     (lambda c: c.TRAIN.LOSS.NAME != "bce", ("TRAIN.LOSS.",), "TRAIN.LOSS.NAME is not bce"),
     (
@@ -313,6 +319,8 @@ def _check_schedule(config: CfgNode) -> None:
         )
     if train.CLIP_GRAD is not None and not train.CLIP_GRAD >= 0:
         raise UserError(f"TRAIN.CLIP_GRAD must be at least 0, or None for no limit, not {train.CLIP_GRAD}")
+    if train.COSUB and (train.LOSS.NAME != "bce" or config.DISTILL.TYPE != "none"):
+        raise UserError("TRAIN.COSUB goes with TRAIN.LOSS.NAME bce and without a teacher; add --loss bce")
     if train.LR_SCHEDULER.NAME == "multistep" and not train.LR_SCHEDULER.MULTISTEPS:
         raise UserError("TRAIN.LR_SCHEDULER.MULTISTEPS is empty; name the epochs at which the learning rate falls")
 

@@ -23,8 +23,9 @@ def draw_curves(folder: Path) -> Path:
     if not source.exists():
         raise UserError(f"there is no {source}; name a run folder that has trained at least one epoch")
     rows = read_metrics(source)
-    figure = new_figure(13, 3.8)
-    for axes, (title, lines) in zip(figure.subplots(1, len(_PANELS)), _PANELS):
+    panels = [panel for panel in _PANELS if any(row.get(column) is not None for row in rows for column, _ in panel[1])]
+    figure = new_figure(13 * len(panels) / len(_PANELS), 3.8)
+    for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         for column, label in lines:
             points = [(row["epoch"], row[column]) for row in rows if row.get(column) is not None]
             if points:

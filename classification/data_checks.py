@@ -7,6 +7,7 @@ from math import inf
 
 from yacs.config import CfgNode
 
+from classification.inaturalist import YEARS
 from classification.jump_cp import is_cells
 from classification.sources import HUB, is_stream
 from classification.streams import STREAMS
@@ -56,12 +57,17 @@ DATA_IGNORED: tuple[tuple[Callable[[CfgNode], bool], tuple[str, ...], str], ...]
     ),
     (
         lambda c: not c.DATA.DATASET.startswith((HUB, *STREAMS)),
-        ("DATA.INPUT_KEY", "DATA.TARGET_KEY"),
+        ("DATA.INPUT_KEY",),
+        "DATA.DATASET has no named columns",
+    ),
+    (
+        lambda c: not c.DATA.DATASET.startswith((HUB, *STREAMS, *YEARS)),
+        ("DATA.TARGET_KEY",),
         "DATA.DATASET has no named columns",
     ),
     (lambda c: c.DATA.DATASET not in SETS, ("DATA.DOWNLOAD",), "only data sets of torchvision are fetched"),
     (
-        lambda c: c.DATA.DATASET in (*SETS, "digits", "fashion_mnist"),
+        lambda c: c.DATA.DATASET in (*SETS, *YEARS, "digits", "fashion_mnist"),
         ("DATA.TRAIN_SPLIT", "DATA.VAL_SPLIT"),
         "DATA.DATASET has splits of its own",
     ),

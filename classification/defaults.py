@@ -70,6 +70,7 @@ _DEFAULTS: dict = {
             "GMLP": False,
         },
         # ours
+        "ARCH": "",
         "TIMM": {},
         "PRETRAINED_ENTRY": "auto",
         "ALLOW_HEAD_MISMATCH": False,
@@ -116,6 +117,7 @@ _DEFAULTS: dict = {
         "MAX_NONFINITE": 10,
         "LR_BASE_BATCH": 512,
         "LAYER_DECAY_MIN_SCALE": 0.0,
+        "LAYER_DECAY_BLOCKS": 1,
         "CLIP_MODE": "norm",
         "LOSS": {"NAME": "cross_entropy", "BCE_THRESHOLD": None, "BCE_SUM": False, "BCE_POSITIVE_WEIGHT": None},
         "FREEZE": [],
@@ -125,6 +127,9 @@ _DEFAULTS: dict = {
         "SYNC_BN": False,
         "COMPILE": "",
         "CHANNELS_LAST": False,
+        "COSUB": False,
+        "TRAIN_MODE": True,
+        "FORWARD": {},
     },
     # ours
     "DISTILL": {"TYPE": "none", "TEACHER": "", "TEACHER_PATH": "", "TEACHER_ARGS": {}, "ALPHA": 0.5, "TAU": 1.0},
@@ -235,7 +240,13 @@ ALSO_TAKES: dict[str, tuple[type, ...]] = {
     "TRAIN.LOSS.BCE_POSITIVE_WEIGHT": (float,),
 }
 # A node of free names: they are passed on as they are.
-FREE_NODES = ("MODEL.TIMM", "TRAIN.OPTIMIZER.ARGS", "TRAIN.LR_SCHEDULER.ARGS", "DISTILL.TEACHER_ARGS")
+FREE_NODES = (
+    "MODEL.TIMM",
+    "TRAIN.FORWARD",
+    "TRAIN.OPTIMIZER.ARGS",
+    "TRAIN.LR_SCHEDULER.ARGS",
+    "DISTILL.TEACHER_ARGS",
+)
 
 
 def defaults() -> CfgNode:

@@ -83,7 +83,7 @@ def planned_rates(trainer: Trainer, per_epoch: int) -> list[tuple[int, float]]:
 def _one_update(trainer: Trainer, data: Data) -> tuple[float, float]:
     """Make one update and return the seconds of loading and of computing one batch."""
     assert data.train is not None
-    trainer.model.train()
+    trainer.model.train(trainer.config.TRAIN.TRAIN_MODE)
     for prepare in trainer.each_epoch:
         prepare(0)
     window = min(trainer.config.TRAIN.ACCUMULATION_STEPS, len(data.train))

@@ -27,6 +27,11 @@ class Score:
     loss: float
     images: int
 
+    @property
+    def merit(self) -> float:
+        """The accuracy at the first guess."""
+        return self.top1
+
 
 @torch.no_grad()
 def evaluate(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from yacs.config import CfgNode
@@ -23,30 +24,31 @@ from classification.curves import draw_curves
 from classification.data import Data, build_data
 from classification.dry_run import dry_run, scratch_folder
 from classification.environment import write_environment
-from classification.evaluate import Score, evaluate
 from classification.failures import explained
-from classification.findings import Findings
 from classification.finetuning import fetch_weights
+from classification.labels import LABELS
 from classification.log import Bar, close_logger, create_logger
 from classification.parallel import whole_on_every_process
 from classification.profiling import StepProfile
 from classification.progress import EpochSoFar, Progress
 from classification.records import Records
-from classification.report import add_model_card, evaluation_folder, new_findings, report_best, write_report
+from classification.report import report_best
 from classification.rng import seed_everything
 from classification.run_folder import open_run_folder, write_settings
 from classification.schedule import continue_schedule
 from classification.stopping import Interrupted
+from classification.task import Task
 from classification.throughput import measure_throughput, measure_training_cost
-from classification.train import Trainer, TrainingStopped, train_one_epoch
+from classification.train import EpochSummary, Trainer, TrainingStopped, train_one_epoch
 from classification.world import World, start_world
 from vmamba.errors import UserError
 from vmamba.host_memory import keep_freed_memory
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, task: Task = LABELS) -> int:
     """Run what the command line asks for and return the exit code: 0, 1 (training cannot go on), or a signal's."""
-    config, stated = parse(argv)
+    config, stated = parse(argv, task.program)
+    task.check(config, stated)
     keep_freed_memory()
     console = Console(file=sys.stdout)
     with (
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         logger = create_logger(config.MODEL.NAME, world.rank, folder, console)
         try:
-            run(config, stated, world, folder, logger, console)
+            run(config, stated, world, folder, logger, console, task)
         except TrainingStopped as error:
             logger.error(str(error))
             if not world.first:  # whose log lines go to a file alone
@@ -73,7 +75,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(
-    config: CfgNode, stated: set[str], world: World, folder: Path, logger: logging.Logger, console: Console
+    config: CfgNode,
+    stated: set[str],
+    world: World,
+    folder: Path,
+    logger: logging.Logger,
+    console: Console,
+    task: Task = LABELS,
 ) -> None:
     """Build the parts of the run and train, evaluate or measure."""
     seed_everything(config.SEED + world.rank)
@@ -88,20 +96,21 @@ def run(
     fetch_weights(config, world)
     data = build_data(config, stated, world, folder, logger)
     trainer = build_trainer(config, build_network(config, world, logger), data, world, logger)
+    trainer.loss_of = task.loss
     logger.info(f"{world.size} process(es) on {world.device.type}, {trainer.precision}, {len(data.classes)} classes")
     if config.EVAL_MODE:
         source = load_for_evaluation(trainer, folder)
-        found: list[tuple[Score, Findings | None]] = []
-        evaluate_all(trainer, data, found)
-        score, findings = max(reversed(found), key=lambda pair: pair[0].top1)
-        write_report(findings, score, source, evaluation_folder(folder, source), world, logger)
+        found: list[tuple[Any, Any]] = []
+        evaluate_all(trainer, data, task, found)
+        score, findings = max(reversed(found), key=lambda pair: pair[0].merit)
+        task.report(findings, score, Path(source), folder, world, logger)
         return
     progress = start(trainer, data, folder)
     if config.DRY_RUN:
         dry_run(trainer, data, updates_per_epoch(config, data), folder, console)
         return
     world.from_first(lambda: write_environment(folder, data, trainer.network, world, progress.epoch))
-    train(trainer, data, progress, folder, console)
+    train(trainer, data, progress, folder, console, task)
 
 
 def start(trainer: Trainer, data: Data, folder: Path) -> Progress:
@@ -122,7 +131,9 @@ def start(trainer: Trainer, data: Data, folder: Path) -> Progress:
     return Progress(epoch=config.TRAIN.START_EPOCH)
 
 
-def train(trainer: Trainer, data: Data, progress: Progress, folder: Path, console: Console) -> None:
+def train(
+    trainer: Trainer, data: Data, progress: Progress, folder: Path, console: Console, task: Task = LABELS
+) -> None:
     """Train the epochs that are left; after each one evaluate, record and save; at the end say where everything is.
 
     Raises `Interrupted`, after a checkpoint, when a signal asks for the end, and `TrainingStopped` when the run cannot
@@ -133,7 +144,7 @@ def train(trainer: Trainer, data: Data, progress: Progress, folder: Path, consol
     steps, began = len(data.train), time.monotonic()
     if progress.epoch >= config.TRAIN.EPOCHS:
         logger.info(f"all {config.TRAIN.EPOCHS} epochs are done; --tag NAME starts another run, --epochs N trains on")
-        evaluate_all(trainer, data)
+        evaluate_all(trainer, data, task)
     records = Records(folder, progress.epoch, config, logger) if world.first else None
     checkpoints = Checkpoints(trainer, progress, data.train, data.classes, folder)
     data.held_out.enough = lambda: trainer.stopping.requested > 0
@@ -148,13 +159,14 @@ def train(trainer: Trainer, data: Data, progress: Progress, folder: Path, consol
         try:
             for epoch in range(progress.epoch, config.TRAIN.EPOCHS):
                 summary = train_one_epoch(trainer, data.train, epoch, profile.step, checkpoints.after_update)
-                score, score_ema = evaluate_all(trainer, data)
-                trainer.schedule.step(epoch + 1, score.top1)  # moves `plateau` alone
+                scores = evaluate_all(trainer, data, task)
+                merits = [score.merit for score in scores]
+                trainer.schedule.step(epoch + 1, merits[0])  # moves `plateau` alone
                 before = replace(progress)
-                better = take_scores(progress, epoch, score, score_ema, logger)
+                better = take_scores(progress, epoch, merits, task.noun, logger)
                 trainer.so_far = EpochSoFar()
                 if records is not None:
-                    records.add(_row(epoch, summary, score, score_ema))
+                    records.add(_row(epoch, summary, [task.row(score) for score in scores]))
                 if better and not checkpoints.save_best():
                     progress.best_was(before)
                 if checkpoints.due(epoch):
@@ -166,61 +178,55 @@ def train(trainer: Trainer, data: Data, progress: Progress, folder: Path, consol
             raise
     logger.info(f"Training time {datetime.timedelta(seconds=int(time.monotonic() - began))}")
     data.held_out.enough = lambda: False
-    report_best(trainer, data, folder)
+    report_best(trainer, data, folder, task)
     if records is not None:
-        logger.info(f"best accuracy {progress.best:.2f}%")
+        logger.info(f"best {task.noun} {progress.best:.2f}%")
         logger.info(f"checkpoint {folder / BEST}")
         logger.info(f"curves     {_drawn(folder)}")
         logger.info(f"log        {folder / 'log_rank0.txt'}")
-        add_model_card(config, folder, logger)
+        task.close(config, folder, logger)
     if checkpoints.missed:
         raise TrainingStopped(f"all epochs are trained, but not all is on the disk: {checkpoints.missed}")
 
 
 def evaluate_all(
-    trainer: Trainer, data: Data, found: list[tuple[Score, Findings | None]] | None = None
-) -> tuple[Score, Score | None]:
-    """Return the scores of the weights and of their average, logged in the published form.
+    trainer: Trainer, data: Data, task: Task = LABELS, found: list[tuple[Any, Any]] | None = None
+) -> list[Any]:
+    """Return the scores of the weights and, where there is one, of their average, logged in the published form.
 
-    `found` takes the findings of each, which are collected only where there is such a list.
+    `found` takes (score, findings) of each; findings are collected only where there is such a list.
     """
-    config, world, logger = trainer.config, trainer.world, trainer.logger
     networks = {"": trainer.network}
     if trainer.average is not None:
-        networks[" ema"] = trainer.average.on(world.device)
+        networks[" ema"] = trainer.average.on(trainer.world.device)
     scores = []
     for label, network in networks.items():
-        findings = new_findings(config, data) if found is not None else None
+        findings = task.new_findings(trainer.config, data) if found is not None else None
         with whole_on_every_process(network):
-            score = evaluate(
-                network,
-                data.held_out,
-                trainer.precision,
-                world,
-                logger,
-                config.PRINT_FREQ,
-                on_counted=lambda: trainer.stopping.check(world),
-                findings=findings,
-            )
+            score = task.score(trainer, network, data, findings)
         if found is not None:
             found.append((score, findings))
-        logger.info(f"Accuracy of the network{label} on the {score.images} test images: {score.top1:.1f}%")
+        trainer.logger.info(task.told(label, score))
         scores.append(score)
-    return scores[0], scores[1] if len(scores) > 1 else None
+    return scores
 
 
-def take_scores(progress: Progress, epoch: int, score: Score, score_ema: Score | None, logger: logging.Logger) -> bool:
-    """Move `progress` past `epoch` and return True when one of the scores is the best of the run so far."""
+def take_scores(progress: Progress, epoch: int, merits: Sequence[float], noun: str, logger: logging.Logger) -> bool:
+    """Move `progress` past `epoch` and return True when one of the `merits` is the best of the run so far.
+
+    They are those of the weights and, where there is one, of the average.
+    """
     best_before = progress.best
     progress.epoch = epoch + 1
-    progress.max_accuracy = max(progress.max_accuracy, score.top1)
-    logger.info(f"Max accuracy: {progress.max_accuracy:.2f}%")
-    if score_ema is not None:
-        progress.max_accuracy_ema = max(progress.max_accuracy_ema, score_ema.top1)
-        logger.info(f"Max accuracy ema: {progress.max_accuracy_ema:.2f}%")
-    now = max(score.top1, score_ema.top1 if score_ema is not None else 0.0)
+    progress.max_accuracy = max(progress.max_accuracy, merits[0])
+    logger.info(f"Max {noun}: {progress.max_accuracy:.2f}%")
+    averaged = len(merits) > 1
+    if averaged:
+        progress.max_accuracy_ema = max(progress.max_accuracy_ema, merits[1])
+        logger.info(f"Max {noun} ema: {progress.max_accuracy_ema:.2f}%")
+    now = max(merits[0], merits[1] if averaged else 0.0)
     if now > best_before or best_before == 0:
-        progress.best_is_ema = score_ema is not None and score_ema.top1 >= score.top1
+        progress.best_is_ema = averaged and merits[1] >= merits[0]
         return True
     return False
 
@@ -246,18 +252,15 @@ def _drawn(folder: Path) -> str:
         return f"cannot be drawn: {error}"
 
 
-def _row(epoch: int, summary, score: Score, score_ema: Score | None) -> dict:
-    row = {
+def _row(epoch: int, summary: EpochSummary, scores: list[dict[str, float]]) -> dict[str, Any]:
+    """Return the figures of an epoch; `scores` are those of the weights and of their average."""
+    row: dict[str, Any] = {
         "epoch": epoch,
         "lr": summary.lr,
         "train_loss": summary.loss,
         "grad_norm": summary.grad_norm,
         "seconds": round(summary.seconds, 3),
         "images_per_second": round(summary.images_per_second, 1),
-        "val_loss": score.loss,
-        "acc1": score.top1,
-        "acc5": score.top5,
+        **scores[0],
     }
-    if score_ema is not None:
-        row |= {"ema_val_loss": score_ema.loss, "ema_acc1": score_ema.top1, "ema_acc5": score_ema.top5}
-    return row
+    return row | {f"ema_{name}": value for score in scores[1:] for name, value in score.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from timm.data import Mixup
 from timm.data.mixup import mixup_target
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -55,20 +56,53 @@ def mixing_until(config: CfgNode, mixing: AnySizeMixup | None) -> Callable[[int]
     return prepare
 
 
+class Doubled:
+    """A batch twice over, for `SubmodelLoss`: mixed by `mixing` where there is one, targets once."""
+
+    def __init__(self, mixing: AnySizeMixup | None) -> None:
+        self.mixing = mixing
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images [2B, C, H, W] and targets of B images."""
+        if self.mixing is not None:
+            images, labels = self.mixing(images, labels)
+        return torch.cat([images, images]), labels
+
+
+class SubmodelLoss(nn.Module):
+    """The loss of two submodels, which stochastic depth has drawn for the two copies of a batch.
+
+    Half of it is `criterion` of each with the targets, half the binary cross entropy of each with what the other one
+    thinks (Touvron et al., "Co-training 2^L Submodels for Visual Recognition", 2022).
+    """
+
+    def __init__(self, criterion: nn.Module) -> None:
+        super().__init__()
+        self.criterion = criterion
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        one, other = logits.chunk(2)
+        taught = self.criterion(one, targets) + self.criterion(other, targets)
+        for student, teacher in ((one, other), (other, one)):
+            taught = taught + F.binary_cross_entropy_with_logits(student, teacher.detach().sigmoid())
+        return taught / 4
+
+
 def build_criterion(config: CfgNode, mixing: AnySizeMixup | None) -> nn.Module:
     """Return the loss for soft targets when a batch is mixed, else with label smoothing, else plain cross entropy.
 
     ``TRAIN.LOSS.NAME bce`` takes each class by itself, with targets above ``BCE_THRESHOLD`` made 1 and the others 0
-    where it is set (Wightman et al., "ResNet strikes back", 2021).
+    where it is set (Wightman et al., "ResNet strikes back", 2021). ``TRAIN.COSUB`` makes it a `SubmodelLoss`.
     """
     loss = config.TRAIN.LOSS
     if loss.NAME == "bce":
-        return BinaryCrossEntropy(
+        criterion = BinaryCrossEntropy(
             smoothing=config.MODEL.LABEL_SMOOTHING,
             target_threshold=loss.BCE_THRESHOLD,
             sum_classes=loss.BCE_SUM,
             pos_weight=loss.BCE_POSITIVE_WEIGHT,
         )
+        return SubmodelLoss(criterion) if config.TRAIN.COSUB else criterion
     if mixing is not None:
         return SoftTargetCrossEntropy()
     if config.MODEL.LABEL_SMOOTHING > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import timm.optim
@@ -13,6 +14,7 @@ from yacs.config import CfgNode
 from classification.world import World
 from vmamba.errors import UserError, closest
 
+DECAY_GROUPS = ("published", "corrected", "shape", "all")
 # Parameters of the scan that should not shrink: decay rates, skips and time-step biases.
 _SCAN_NO_DECAY = ("A_log", "A_logs", "Ds", "D", "dt_projs_bias")
 
@@ -32,11 +34,14 @@ def undecayed_parameters(network: nn.Module, rule: str) -> set[str]:
     """Return the names of the parameters that take no weight decay.
 
     ``published``: one-dimensional parameters, biases and what the network's `no_weight_decay` names. That decays A_logs
-    and dt_projs_bias, which are two-dimensional. ``corrected`` exempts these too.
+    and dt_projs_bias, which are two-dimensional. ``corrected`` exempts these too. ``shape``: one-dimensional parameters
+    and biases alone, as FastVim was trained. ``all``: none, as its autoencoders were.
     """
+    if rule == "all":
+        return set()
     named = getattr(network, "no_weight_decay", None)
-    skipped = set(named()) if callable(named) else set()
-    if rule == "published":
+    skipped = set(named()) if callable(named) and rule != "shape" else set()
+    if rule in ("published", "shape"):
         skipped = {name for name in skipped if name.rpartition(".")[2] not in _SCAN_NO_DECAY}
     else:
         skipped |= {name for name, _ in network.named_parameters() if name.rpartition(".")[2] in _SCAN_NO_DECAY}
@@ -44,18 +49,29 @@ def undecayed_parameters(network: nn.Module, rule: str) -> set[str]:
 
 
 def parameter_groups(
-    network: nn.Module, weight_decay: float, rule: str, layer_decay: float = 1.0, least: float = 0.0
+    network: nn.Module,
+    weight_decay: float,
+    rule: str,
+    layer_decay: float = 1.0,
+    least: float = 0.0,
+    together: int = 1,
 ) -> list[dict]:
     """Return the optimizer groups of what is trained, with and without weight decay, each in the network's order.
 
     `rule` is that of `undecayed_parameters`. With a `layer_decay` below 1 there are such groups for each layer, with
-    the ``lr_scale`` layer_decay^(layers above it), at least `least`; the network's `group_matcher` tells the layers.
+    the ``lr_scale`` layer_decay^ceil(layers above it / `together`), at least `least`; the network's `group_matcher`
+    tells the layers.
     """
     exempt = undecayed_parameters(network, rule)
     if layer_decay != 1.0:
-        return param_groups_layer_decay(
-            network, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay, min_scale=least
+        # timm tells the layers by their scale alone, which at a rate of 2 is 2 to the number of layers above
+        groups = param_groups_layer_decay(
+            network, weight_decay, no_weight_decay_list=exempt, weight_decay_exclude_1d=False, layer_decay=2.0
         )
+        for group in groups:
+            above = round(math.log2(group["lr_scale"]))
+            group["lr_scale"] = max(layer_decay ** math.ceil(above / together), least)
+        return groups
     trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
     decayed = [parameter for name, parameter in trained if name not in exempt]
     free = [parameter for name, parameter in trained if name in exempt]
@@ -70,7 +86,7 @@ def build_optimizer(config: CfgNode, network: nn.Module, world: World) -> torch.
     argument, and when nothing is left to train.
     """
     train, options = config.TRAIN, config.TRAIN.OPTIMIZER
-    layers = train.LAYER_DECAY, train.LAYER_DECAY_MIN_SCALE
+    layers = train.LAYER_DECAY, train.LAYER_DECAY_MIN_SCALE, train.LAYER_DECAY_BLOCKS
     groups = parameter_groups(network, train.WEIGHT_DECAY, train.DECAY_GROUPS, *layers)
     if not groups:
         raise UserError("TRAIN.FREEZE leaves no parameter to train; name fewer of them")

@@ -14,10 +14,11 @@ from classification.checkpoint import BEST
 from classification.confusion import write_confusion
 from classification.data import Data
 from classification.environment import command_line
-from classification.evaluate import Score, evaluate
+from classification.evaluate import Score
 from classification.findings import Findings
 from classification.model_card import write_model_card
 from classification.per_class import write_per_class
+from classification.task import Task
 from classification.train import Trainer
 from classification.world import World
 from classification.worst import write_worst
@@ -36,10 +37,11 @@ def new_findings(config: CfgNode, data: Data) -> Findings | None:
 
 
 def write_report(
-    findings: Findings | None, score: Score, weights: str, folder: Path, world: World, logger: logging.Logger
+    findings: Findings | None, score: Score, weights: Path, run: Path, world: World, logger: logging.Logger
 ) -> None:
-    """Write the findings of an evaluation of `weights`, of all processes, into `folder`, and say where they are.
+    """Write the findings of an evaluation of `weights`, of all processes, below the folder of a run, and say where.
 
+    The weights that are the run's best go by their name; those of another file have a folder of their own.
     A disk that refuses, or a plotting library that is missing, costs a warning and not the run.
     """
     if findings is None:
@@ -47,7 +49,10 @@ def write_report(
     findings.gather(world)
     if not world.first:
         return
-    about = {"weights": weights, **asdict(score), "classes": len(findings.classes)}
+    own = weights.resolve() == (run / BEST).resolve()
+    folder = run / (EVALUATION if own else f"{EVALUATION}_{weights.stem}")
+    name = weights.name if own else str(weights)
+    about = {"weights": name, **asdict(score), "classes": len(findings.classes)}
     about |= {"date": datetime.datetime.now().isoformat(timespec="seconds"), "command": command_line()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,31 +63,23 @@ def write_report(
     except (UserError, OSError, ImportError) as error:
         logger.warning(f"the report of the evaluation is not complete: {error}")
         return
-    logger.info(f"evaluation {folder}: confusion matrix, accuracy per class, worst predictions of {weights}")
+    logger.info(f"evaluation {folder}: confusion matrix, accuracy per class, worst predictions of {name}")
 
 
-def evaluation_folder(folder: Path, weights: str | Path) -> Path:
-    """Return where the report of `weights` goes: that of another file than the run's best has a folder of its own."""
-    path = Path(weights)
-    own = path.resolve() == (folder / BEST).resolve()
-    return folder / EVALUATION if own else folder / f"{EVALUATION}_{path.stem}"
-
-
-def report_best(trainer: Trainer, data: Data, folder: Path) -> None:
-    """Evaluate the best weights of a finished run once more, this time with a report, and write the model card.
+def report_best(trainer: Trainer, data: Data, folder: Path, task: Task) -> None:
+    """Evaluate the best weights of a finished run once more, this time with a report.
 
     They are read back from ``best.pth``, so that the report is of the file that one will use.
     """
-    config, world, logger = trainer.config, trainer.world, trainer.logger
-    findings = new_findings(config, data)
+    config, world = trainer.config, trainer.world
+    findings = task.new_findings(config, data)
     best = folder / BEST
     if findings is None or not world.from_first(best.exists):
         return
     network = model_from_config(config).to(world.device)
     load_weights(network, load_checkpoint(best), quiet=True)
-    quiet = logging.Logger("report")
-    score = evaluate(network, data.held_out, trainer.precision, world, quiet, config.PRINT_FREQ, findings=findings)
-    write_report(findings, score, best.name, evaluation_folder(folder, best), world, logger)
+    score = task.score(trainer, network, data, findings, final=True)
+    task.report(findings, score, best, folder, world, trainer.logger)
 
 
 def add_model_card(config: CfgNode, folder: Path, logger: logging.Logger) -> None:

@@ -13,6 +13,7 @@ from classification.archives import SourceFailed
 from classification.arrays import open_digits, open_fashion_mnist
 from classification.files import FolderSource, data_root, require_folder
 from classification.hugging_face import open_hub
+from classification.inaturalist import YEARS, open_inaturalist
 from classification.jump_cp import NAME as CELLS
 from classification.jump_cp import is_cells, open_jump_cp
 from classification.lists import open_list
@@ -53,6 +54,8 @@ DATASETS: dict[str, Callable[[CfgNode, bool, World], ImageSource]] = {
     "digits": lambda data, train, world: open_digits(train),
     "fashion_mnist": lambda data, train, world: open_fashion_mnist(data.DATA_PATH, train),
 }
+for _name in YEARS:
+    DATASETS[_name] = lambda data, train, world: open_inaturalist(data, train)
 for _name in SETS:
     DATASETS[_name] = lambda data, train, world: open_torchvision(data.DATASET, data, train, world)
 

@@ -19,7 +19,6 @@ from classification.clipping import clip_gradients
 from classification.data import Batches
 from classification.distillation import Distillation
 from classification.meters import Clock, Meter, memory_megabytes
-from classification.mixing import AnySizeMixup
 from classification.parallel import without_synchronising
 from classification.precision import Precision
 from classification.progress import EpochSoFar
@@ -30,6 +29,20 @@ from classification.world import World
 
 class TrainingStopped(RuntimeError):
     """Training cannot go on; one line that says where and why."""
+
+
+def loss_of_labels(trainer: Trainer, images: Tensor, labels: Tensor) -> Tensor:
+    """Return the loss of a batch by its labels, and by the teacher where there is one."""
+    targets = labels
+    if trainer.mixing is not None:
+        images, targets = trainer.mixing(images, labels)
+    with trainer.precision.autocast():
+        logits = trainer.model(images, **trainer.config.TRAIN.FORWARD)
+    if trainer.distillation is None:
+        return trainer.criterion(logits.float(), targets)
+    with trainer.precision.autocast():
+        taught = trainer.distillation.guess(images)
+    return trainer.distillation(trainer.criterion, taught, logits, targets)
 
 
 @dataclass
@@ -43,7 +56,7 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     schedule: Scheduler
     criterion: nn.Module
-    mixing: AnySizeMixup | None
+    mixing: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
     precision: Precision
     average: Average | None
     logger: logging.Logger
@@ -54,6 +67,7 @@ class Trainer:
     distillation: Distillation | None = None
     each_epoch: list[Callable[[int], None]] = field(default_factory=list)
     each_update: list[Callable[[int], None]] = field(default_factory=list)
+    loss_of: Callable[[Trainer, Tensor, Tensor], Tensor] = loss_of_labels
 
 
 @dataclass(frozen=True)
@@ -91,7 +105,7 @@ def train_one_epoch(
     """
     config, steps, so_far = trainer.config, len(batches), trainer.so_far
     batches.sampler.set_epoch(epoch, so_far.step)
-    trainer.model.train()
+    trainer.model.train(config.TRAIN.TRAIN_MODE)
     for prepare in trainer.each_epoch:
         prepare(epoch)
     trainer.optimizer.zero_grad()
@@ -145,18 +159,8 @@ def train_one_epoch(
 def forward_backward(trainer: Trainer, images: Tensor, labels: Tensor, window: int, synchronise: bool) -> Tensor:
     """Add the gradient of one batch, a share 1/`window` of its update, and return the detached loss of the batch."""
     images, labels = (t.to(trainer.world.device, non_blocking=True) for t in (images, labels))
-    targets = labels
-    if trainer.mixing is not None:
-        images, targets = trainer.mixing(images, labels)
     with without_synchronising(trainer.model) if not synchronise else nullcontext():
-        with trainer.precision.autocast():
-            logits = trainer.model(images)
-        if trainer.distillation is None:
-            loss = trainer.criterion(logits.float(), targets)
-        else:
-            with trainer.precision.autocast():
-                taught = trainer.distillation.guess(images)
-            loss = trainer.distillation(trainer.criterion, taught, logits, targets)
+        loss = trainer.loss_of(trainer, images, labels)
         trainer.precision.scaler.scale(loss / window).backward()
     return loss.detach()
 

@@ -1,4 +1,4 @@
-"""The tables of the recipes, from the files of configs/classification as the trainer reads them."""
+"""The tables of the recipes, from the files under configs as the trainer reads them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from docs.generate.markdown import code, table
 from docs.generate.meta_models import parameters
 from vmamba.models.from_config import model_from_config
 
-FOLDER = Path(__file__).resolve().parents[2] / "configs" / "classification"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+FOLDER = CONFIGS / "classification"
 # The trainer takes the number of classes from the data.
 CLASSES = {"imagenet": 1000, "digits": 10, "fashion_mnist": 10}
 # What describes the network is no training setting.
@@ -21,9 +22,11 @@ NETWORK = ("MODEL.", "BASE")
 
 
 def networks() -> str:
-    """Return the table of the recipes: what each trains, with its parameters counted."""
+    """Return the table of the recipes of VMamba: what each trains, with its parameters counted."""
     rows = []
     for path, config in _recipes():
+        if config.MODEL.TYPE != "vssm":
+            continue
         vssm, data = config.MODEL.VSSM, config.DATA
         with torch.device("meta"):
             count = parameters(model_from_config(config, num_classes=CLASSES[data.DATASET]))
@@ -44,15 +47,40 @@ def networks() -> str:
     return table(header, rows)
 
 
+def plain_networks() -> str:
+    """Return the table of the recipes of Vim and FastVim, those of configs/pretraining among them."""
+    rows = []
+    for path, config in [*_recipes(), *_recipes(CONFIGS / "pretraining")]:
+        if config.MODEL.TYPE != "timm":
+            continue
+        data = config.DATA
+        config.MODEL.NUM_CLASSES = CLASSES[data.DATASET]
+        with torch.device("meta"):
+            network: Any = model_from_config(config)
+        rows.append(
+            [
+                code(f"{path.parent.name}/{path.stem}"),
+                code(config.MODEL.ARCH or config.MODEL.NAME),
+                data.DATASET,
+                data.IMG_SIZE,
+                network.embed_dim,
+                len(network.layers),
+                config.MODEL.DROP_PATH_RATE,
+                f"{parameters(network):,}",
+            ]
+        )
+    return table(["file", "network", "data", "size", "width", "blocks", "drop path", "parameters"], rows)
+
+
 def settings() -> str:
     """Return the table of the training settings of each recipe that differ from the defaults."""
     plain = _flat(load_config()[0])
     rows = []
-    for path, config in _recipes():
+    for path, config in [*_recipes(), *_recipes(CONFIGS / "pretraining")]:
         changed = [
             f"`{key}` {_listed(value)}"
             for key, value in _flat(config).items()
-            if value != plain[key] and not key.startswith(NETWORK)
+            if value != plain.get(key) and not key.startswith(NETWORK)
         ]
         rows.append([code(path.stem), ", ".join(changed) or "none"])
     return table(["file", "settings that are not the default"], rows)
@@ -70,8 +98,8 @@ def defaults() -> str:
     return table(["key", "default"], ([code(key), _listed(flat[key])] for key in keys))
 
 
-def _recipes() -> list[tuple[Path, CfgNode]]:
-    return [(path, load_config(path)[0]) for path in sorted(FOLDER.glob("*.yaml"))]
+def _recipes(folder: Path = FOLDER) -> list[tuple[Path, CfgNode]]:
+    return [(path, load_config(path)[0]) for path in sorted(folder.glob("*.yaml"))]
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -86,4 +114,4 @@ def _listed(value: object) -> str:
 
 
 if __name__ == "__main__":
-    print(networks(), settings(), defaults(), sep="\n")
+    print(networks(), plain_networks(), settings(), defaults(), sep="\n")

@@ -171,5 +171,7 @@ def test_bad_input_is_named() -> None:
         model(images().transpose(2, 3))
     with pytest.raises(ValueError, match=r"noise: expected \(2, 24\), one number a patch, got \(2, 6\)"):
         model(images(), torch.rand(2, 6))
+    with pytest.raises(ValueError, match="mask_ratio: 0.99 keeps none of 24 patches; lower it"):
+        model(images(), mask_ratio=0.99)
     with pytest.raises(TypeError, match="FastMaskVim: unknown argument 'mask_ration'. Did you mean 'mask_ratio'"):
         FastMaskVim(**NANO, mask_ration=0.5)

@@ -393,6 +393,18 @@ def test_checkpointing_and_half_precision(kind: type[nn.Module]) -> None:
     assert kind(**NANO, dtype=torch.float64)(x.double()).dtype is torch.float64
 
 
+def test_fastvim_is_exported_for_any_size() -> None:
+    from vmamba.export import export_program
+
+    torch.manual_seed(0)
+    model = FastVim(img_size=16, patch_size=4, depth=2, embed_dim=16, num_classes=5).eval()
+    program = export_program(model, torch.zeros(1, 3, 16, 16)).module()
+    for size in ((16, 16), (17, 30)):
+        x = torch.randn(3, 3, *size)
+        with torch.no_grad():
+            torch.testing.assert_close(program(x), model(x))
+
+
 def test_vim_is_compiled_and_exported_for_any_size() -> None:
     from vmamba.export import export_program, least_dynamic_side
 

@@ -36,6 +36,10 @@ VSSM_ARGUMENTS = {
     "GMLP": "gmlp",
 }
 MODEL_TYPES = ("vssm", "timm")
+# timm's modules of our own networks by name: those that are built for one image size, and those without classes.
+_BUILT_FOR_A_SIZE = ("vim_variants", "fastvim_variants", "channelvim_variants", "mae_variants")
+_AUTOENCODERS = ("mae_variants",)
+_OURS = (*_BUILT_FOR_A_SIZE, "vssm_variants")
 
 
 def model_from_config(config: Mapping[str, Any], **overrides: Any) -> nn.Module:
@@ -43,8 +47,9 @@ def model_from_config(config: Mapping[str, Any], **overrides: Any) -> nn.Module:
 
     ``MODEL.HEAD_NORM`` puts a batch norm before the last layer.
     ``MODEL.TYPE vssm`` builds `vmamba.models.vssm.VSSM` from ``MODEL.VSSM``; ``MODEL.TYPE timm`` builds the timm model
-    called ``MODEL.NAME``, ours among them, with ``MODEL.TIMM`` as further arguments. `overrides` are constructor
-    arguments that win. Raises `UserError` for an unknown type, model or argument.
+    called ``MODEL.ARCH``, or ``MODEL.NAME`` where that is empty, ours among them, with ``MODEL.TIMM`` as further
+    arguments. `overrides` are constructor arguments that win. Raises `UserError` for an unknown type, model or
+    argument.
     """
     kind = config["MODEL"]["TYPE"]
     build = {"vssm": _vssm, "timm": _timm}.get(kind)
@@ -53,6 +58,16 @@ def model_from_config(config: Mapping[str, Any], **overrides: Any) -> nn.Module:
         return norm_head(network) if config["MODEL"].get("HEAD_NORM") else network
     hint = closest(kind, MODEL_TYPES)
     raise UserError(f"MODEL.TYPE '{kind}' is unknown; it is one of {', '.join(MODEL_TYPES)}.{hint}")
+
+
+def is_autoencoder(config: Mapping[str, Any]) -> bool:
+    """Return True where the configured network is one of our masked autoencoders, which have no classes."""
+    import timm
+
+    importlib.import_module("vmamba.models")
+    model = config["MODEL"]
+    name = model.get("ARCH") or model["NAME"]
+    return model["TYPE"] == "timm" and timm.models.is_model_in_modules(name, _AUTOENCODERS)
 
 
 def input_channels(config: Mapping[str, Any]) -> int:
@@ -87,14 +102,22 @@ def _timm(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> nn.Module:
 
     importlib.import_module("vmamba.models")
     model = config["MODEL"]
-    name = model["NAME"]
+    key = "MODEL.ARCH" if model.get("ARCH") else "MODEL.NAME"
+    name = model.get("ARCH") or model["NAME"]
     if not timm.is_model(name):
         known = closest(name, timm.list_models())
-        raise UserError(f"MODEL.NAME '{name}' is not a model that timm knows; timm.list_models() lists them.{known}")
+        raise UserError(f"{key} '{name}' is not a model that timm knows; timm.list_models() lists them.{known}")
     arguments: dict[str, Any] = {"num_classes": model["NUM_CLASSES"]}
-    for key, argument in (("DROP_RATE", "drop_rate"), ("DROP_PATH_RATE", "drop_path_rate")):
-        if model.get(key):
-            arguments[argument] = model[key]
+    for option, argument in (("DROP_RATE", "drop_rate"), ("DROP_PATH_RATE", "drop_path_rate")):
+        if model.get(option):
+            arguments[argument] = model[option]
+    # a rate of 0 is not told to other networks of timm, some of which do not know the argument
+    if timm.models.is_model_in_modules(name, _OURS) and "DROP_PATH_RATE" in model:
+        arguments["drop_path_rate"] = model["DROP_PATH_RATE"]
+    if timm.models.is_model_in_modules(name, _BUILT_FOR_A_SIZE):
+        arguments["img_size"] = config["DATA"]["IMG_SIZE"]
+    if is_autoencoder(config):
+        arguments = {"img_size": config["DATA"]["IMG_SIZE"]}
     arguments |= {**model.get("TIMM", {}), **overrides}
     network: Any = _construct("MODEL.TIMM", timm.create_model, name, **arguments)
     if config.get("TRAIN", {}).get("USE_CHECKPOINT", False):

@@ -12,6 +12,7 @@ from ..errors import UserError
 class NormedLinear(nn.Linear):
     """Maps features [B, D], normed by the batch's statistics in training, to logits [B, num_classes].
 
+    The weights, those of `like`, are drawn anew.
     Source: He et al., "Masked Autoencoders Are Scalable Vision Learners", 2022, appendix A.1.
     """
 
@@ -23,6 +24,9 @@ class NormedLinear(nn.Linear):
         super().__init__(like.in_features, like.out_features, bias=like.bias is not None, **kind)
         self.weight = like.weight
         self.bias = like.bias
+        nn.init.trunc_normal_(self.weight, std=0.01)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
         self.norm = nn.BatchNorm1d(like.in_features, affine=False, eps=1e-6, **kind)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from ..errors import UserError
 from .class_tokens import class_token_places, insert_tokens, without_tokens
 from .layers import LayerNorm, find
 from .masked_mixer import KeptTokens, MaskedBlock, MaskedFastVimMixer
+from .network import Network
 from .sincos import sincos_table
 from .vim_block import Block, RMSNorm, swap_axes
 from .vim_checks import check_vim_arguments, refuse_unknown
@@ -25,7 +26,7 @@ from .vim_mixer import VimMixer, wide
 from .vim_patches import PatchEmbed, pair
 
 
-class MaskedAutoencoder(nn.Module):
+class MaskedAutoencoder(Network):
     """Maps images [B, C, H, W] to (loss, predicted patches [B, L, p*p*C], mask [B, L]); 1 in the mask: hidden.
 
     The encoder sees the kept patches alone; the decoder sees them among mask tokens, and tells the pixels of each
@@ -125,10 +126,8 @@ class MaskedAutoencoder(nn.Module):
     @torch.no_grad()
     def init_weights(self, needs_reset: bool = True) -> None:
         """Draw every parameter anew in place and make the position tables."""
-        for module in self.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if needs_reset and callable(reset):
-                reset()
+        if needs_reset:
+            self._reset_layers()
         for table in (self.pos_embed, self.decoder_pos_embed):
             table.copy_(sincos_table(table.shape[2], self.grid, self.class_rows, table.device))
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
@@ -156,6 +155,33 @@ class MaskedAutoencoder(nn.Module):
         parts = patches.unflatten(2, (self.patch_size, self.patch_size, self.in_chans)).unflatten(1, self.image_grid)
         return parts.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
+    def targets(self, images: Tensor) -> Tensor:
+        """[B, L, p*p*C]: what the patches are to be predicted as, in the order in which the loss compares them."""
+        target = self.patchify(images)
+        if self.scans_columns and self.aligned_targets:
+            target = swap_axes(target, self.image_grid)[0]
+        if self.norm_pix_loss:
+            variance, mean = torch.var_mean(target, dim=2, keepdim=True)
+            target = (target - mean) / (variance + 1e-6).sqrt()
+        return target
+
+    def pictures(self, images: Tensor, predicted: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network was given of images [B, C, H, W], the rest 0, and its answer in the hidden places.
+
+        `predicted` and `mask` are those of `forward`. With `norm_pix_loss` each predicted patch takes the mean and
+        deviation of the true one, which it does not tell.
+        """
+        target = self.patchify(images)
+        if self.scans_columns:
+            mask = swap_axes(mask[:, :, None], self.grid)[0][:, :, 0]
+            predicted = swap_axes(predicted, self.grid)[0] if self.aligned_targets else predicted
+        if self.norm_pix_loss:
+            variance, mean = torch.var_mean(target, dim=2, keepdim=True)
+            predicted = predicted * (variance + 1e-6).sqrt() + mean
+        hidden = mask[:, :, None]
+        given = target * (1 - hidden)
+        return self.unpatchify(given), self.unpatchify(given + predicted * hidden)
+
     # forward
 
     def _embedded(self, x: Tensor) -> Tensor:
@@ -178,7 +204,10 @@ class MaskedAutoencoder(nn.Module):
             noise = torch.rand(x.shape[:2], device=x.device)
         if noise.shape != x.shape[:2]:
             raise ValueError(f"noise: expected {tuple(x.shape[:2])}, one number a patch, got {tuple(noise.shape)}")
-        places = noise.argsort(1)[:, : int(x.shape[1] * (1 - ratio))].sort(1).values
+        kept_patches = int(x.shape[1] * (1 - ratio))
+        if kept_patches < 1:
+            raise ValueError(f"mask_ratio: {ratio} keeps none of {x.shape[1]} patches; lower it")
+        places = noise.argsort(1)[:, :kept_patches].sort(1).values
         x = x.gather(1, places[:, :, None].expand(-1, -1, x.shape[2]))
         if self.class_rows:
             token = self.cls_token + self.pos_embed[:, :1]
@@ -207,13 +236,7 @@ class MaskedAutoencoder(nn.Module):
 
     def loss(self, images: Tensor, predicted: Tensor, mask: Tensor) -> Tensor:
         """The mean squared error over the hidden patches."""
-        target = self.patchify(images)
-        if self.scans_columns and self.aligned_targets:
-            target = swap_axes(target, self.image_grid)[0]
-        if self.norm_pix_loss:
-            variance, mean = torch.var_mean(target, dim=2, keepdim=True)
-            target = (target - mean) / (variance + 1e-6).sqrt()
-        errors = (predicted - target).square().mean(2)
+        errors = (predicted - self.targets(images)).square().mean(2)
         return (errors * mask).sum() / mask.sum()
 
     def forward(
@@ -225,12 +248,6 @@ class MaskedAutoencoder(nn.Module):
         return self.loss(x, predicted, mask), predicted, mask
 
     # timm's interface
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block's activations in the backward (non-reentrant) instead of keeping them."""
-        for module in self.modules():
-            if isinstance(module, Block):
-                module.use_checkpoint = enable
 
     def no_weight_decay(self) -> set[str]:
         """Nothing: as published, all parameters are decayed in pre-training."""

@@ -28,6 +28,7 @@ from .class_tokens import (
     without_tokens,
 )
 from .layers import LayerNorm, find
+from .network import Network, Shapes
 from .rope import Rope, Rotation, rotated
 from .vim_block import Block, Grid, RMSNorm, swap_axes
 from .vim_checks import check_vim_arguments, refuse_unknown
@@ -58,7 +59,7 @@ class Sequence2d:
     order: Tensor | None = None
 
 
-class Vim(nn.Module):
+class Vim(Network):
     """Maps images [B, channels, H, W] of any size to logits [B, num_classes].
 
     The arguments up to `use_middle_cls_token` are the published ones; `docs/vim_fastvim.md` tells each. Beyond them:
@@ -174,10 +175,8 @@ class Vim(nn.Module):
     @torch.no_grad()
     def init_weights(self, needs_reset: bool = True) -> None:
         """Draw every parameter anew in place, for instance after meta-device construction and `to_empty`."""
-        for module in self.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if needs_reset and callable(reset):
-                reset()
+        if needs_reset:
+            self._reset_layers()
         if needs_reset and self.rope is not None:
             self.rope.set_grid(self.rope.grid, self.patch_embed.proj.weight.device)
         self.patch_embed.init_weights()
@@ -408,12 +407,6 @@ class Vim(nn.Module):
             self.head = nn.Linear(self.embed_dim, num_classes, device=like.device, dtype=like.dtype)
             self._init_head()
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block's activations in the backward (non-reentrant) instead of keeping them."""
-        for module in self.modules():
-            if isinstance(module, Block):
-                module.use_checkpoint = enable
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that order the parameters from input to output; the final norm goes with the head."""
         return dict(stem=r"^cls_token|^pos_embed|^patch_embed", blocks=[(r"^layers\.(\d+)", None)])
@@ -424,28 +417,12 @@ class Vim(nn.Module):
 
     def read_published_keys(
         self, state_dict: Mapping[str, Tensor], prefix: str = ""
-    ) -> tuple[dict[str, Tensor], dict[str, str], dict[str, tuple[tuple[int, ...], tuple[int, ...]]]]:
+    ) -> tuple[dict[str, Tensor], dict[str, str], dict[str, Shapes]]:
         """The weights as this model's, {old name: new name}, and {key: (old, new shape)} of what was resized.
 
         See `vim_keys.read_vim_keys`.
         """
         return read_vim_keys(self, state_dict, prefix)
-
-    def load_pretrained(self, path: str) -> Any:
-        """Load a checkpoint of any published layout for timm's `pretrained=True` and return the loader's report.
-
-        The head may have another number of classes, and the patch embedding other input channels, as timm adapts it.
-        Everything else must fit.
-        """
-        from ..weights.adapting import load_adapted
-
-        return load_adapted(self, path)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        state, _, _ = self.read_published_keys(state_dict, prefix)
-        state_dict.clear()
-        state_dict.update(state)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _reordered(x: Tensor, sequence: Sequence2d, order: Tensor) -> tuple[Tensor, Sequence2d]:

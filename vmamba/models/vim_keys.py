@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .class_tokens import CLASS_TOKENS, class_token_places, insert_tokens, square_grid
+from .network import Shapes
 
 if TYPE_CHECKING:
     from .vim import Vim
 
-Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 # What a masked autoencoder has beside its encoder.
 _DECODER = ("decoder_", "mask_token")
 

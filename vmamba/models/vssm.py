@@ -25,12 +25,13 @@ from .block import VSSBlock
 from .classifier import Classifier, init_linear
 from .forward_type import ForwardType
 from .layers import ACTIVATIONS, NORMS, downsample, find, patch_embed
+from .network import Network, Shapes
 from .ss2d import SS2D
 from .vssm_checks import check_vssm_arguments
 from .vssm_keys import rename_published_keys, resize_pos_embed
 
 
-class VSSM(nn.Module):
+class VSSM(Network):
     """Maps images [B, in_chans, H, W] of any size to logits [B, num_classes].
 
     The arguments up to `_SS2D` are the published ones; `docs/models.md` tells each. `norm_layer` "ln" makes a
@@ -158,10 +159,8 @@ class VSSM(nn.Module):
     @torch.no_grad()
     def init_weights(self, needs_reset: bool = True) -> None:
         """Draw every parameter anew in place, for instance after meta-device construction and `to_empty`."""
-        for module in self.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if needs_reset and callable(reset):
-                reset()
+        if needs_reset:
+            self._reset_layers()
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 init_linear(module)
@@ -292,12 +291,6 @@ class VSSM(nn.Module):
         self.num_classes = num_classes
         self.classifier.reset(num_classes, global_pool, like=next(self.parameters()))
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block's activations in the backward (non-reentrant) instead of keeping them."""
-        for module in self.modules():
-            if isinstance(module, VSSBlock):
-                module.use_checkpoint = enable
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that order the parameters from input to output, for layer-wise learning rates."""
         fine = [
@@ -313,7 +306,7 @@ class VSSM(nn.Module):
 
     def read_published_keys(
         self, state_dict: Mapping[str, Tensor], prefix: str = ""
-    ) -> tuple[dict[str, Tensor], dict[str, str], dict[str, tuple[tuple[int, ...], tuple[int, ...]]]]:
+    ) -> tuple[dict[str, Tensor], dict[str, str], dict[str, Shapes]]:
         """The weights under the present names, {old name: new name}, and {key: (old, new shape)} of what was resized.
 
         Only keys that start with `prefix` are read; the position embedding is resized to this model's.
@@ -326,22 +319,6 @@ class VSSM(nn.Module):
         height, width = self.pos_embed.shape[2:]
         state[key] = resize_pos_embed(pos, (height, width))
         return state, renamed, {key: (tuple(pos.shape), tuple(state[key].shape))}
-
-    def load_pretrained(self, path: str) -> Any:
-        """Load a checkpoint of any published layout for timm's `pretrained=True` and return the loader's report.
-
-        The head may have another number of classes, and the first convolution other input channels, as timm adapts it.
-        Everything else must fit.
-        """
-        from ..weights.adapting import load_adapted
-
-        return load_adapted(self, path)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        state, _, _ = self.read_published_keys(state_dict, prefix)
-        state_dict.clear()
-        state_dict.update(state)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class Backbone(VSSM):

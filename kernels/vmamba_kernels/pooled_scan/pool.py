@@ -31,4 +31,6 @@ def pool_tokens(
     tokens = token_axes(u.shape[-1], None, grid, pooled_axes)
     seen = u.unflatten(-1, tokens)
     steps = seen.mean((-3, -1)) if reduce == "mean" else torch.amax(seen, (-3, -1))
-    return (steps if scale == 1.0 else steps * scale).flatten(-2)
+    steps = steps if scale == 1.0 else steps * scale
+    # to flatten an axis of 1 with one of unknown size, torch.export would ask whether that is 1 too
+    return steps.squeeze(-2) if isinstance(tokens[0], int) and tokens[0] == 1 else steps.flatten(-2)
