@@ -1,4 +1,4 @@
-"""UPerNet on a VMamba in plain PyTorch, trained on images and label maps: ``python examples/segment.py data/nuclei/mmseg``.
+"""UPerNet on a VMamba in plain PyTorch, from images and label maps: ``python examples/segment.py data/nuclei/mmseg``.
 
 The folder holds images/training, images/validation and, with PNG files of class numbers under the same names,
 annotations/training and annotations/validation. Pixels of number 255 count nowhere.

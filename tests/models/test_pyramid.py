@@ -10,7 +10,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.rpn import AnchorGenerator
 
 from vmamba.models import Backbone
-from vmamba.models.pyramid import FCNHead, FeaturePyramid, UPerHead, UPerNet, channels_of
+from vmamba.models.pyramid import FeaturePyramid, UPerHead, UPerNet, channels_of
 
 SMALL = dict(dims=8, depths=(1, 1, 1, 1), ssm_d_state=1, ssm_ratio=1.0)
 

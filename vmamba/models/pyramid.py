@@ -1,8 +1,8 @@
 """Dense prediction in plain PyTorch: a feature pyramid for torchvision's detectors, and UPerNet.
 
-Both take any backbone that maps images [B, 3, H, W] to a list of maps [B, C_i, H_i, W_i], finest first: `Backbone`, or a
-timm model with `features_only=True`. Parameters have the names that OpenMMLab gives them, so a UPerNet trained there
-loads here and the other way round.
+Both take any backbone that maps images [B, 3, H, W] to a list of maps [B, C_i, H_i, W_i], finest first: `Backbone`, or
+a timm model with `features_only=True`. Parameters of UPerNet have the names that OpenMMLab gives them, so one trained
+there loads here and the other way round.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def resized(x: Tensor, size: Sequence[int]) -> Tensor:
 class UPerHead(nn.Module):
     """Maps the levels [B, in_channels[i], H_i, W_i], finest first, to scores [B, num_classes, H_0, W_0].
 
-    The coarsest level is pooled to grids of each of `pool_scales` and mixed (pyramid pooling); then the levels are added
-    from coarse to fine, convolved, brought to the finest size and mixed.
+    The coarsest level is pooled to grids of each of `pool_scales` and mixed (pyramid pooling); then the levels are
+    added from coarse to fine, convolved, brought to the finest size and mixed.
 
     Source: Xiao et al., "Unified Perceptual Parsing for Scene Understanding", ECCV 2018; Zhao et al., "Pyramid Scene
     Parsing Network", CVPR 2017.
