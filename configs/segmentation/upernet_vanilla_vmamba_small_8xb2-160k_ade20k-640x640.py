@@ -1,0 +1,17 @@
+# Vanilla-VMamba-S, crops of 640; no figures were published.
+_base_ = "_base_/upernet_640x640.py"
+
+model = dict(
+    backbone=dict(
+        depths=(2, 2, 27, 2),
+        ssm_d_state=16,
+        ssm_ratio=2.0,
+        ssm_conv_bias=True,
+        forward_type="v0",
+        mlp_ratio=0.0,
+        norm_layer="ln",
+        downsample_version="v1",
+        patchembed_version="v1",
+        drop_path_rate=0.3,
+    ),
+)
