@@ -3,6 +3,7 @@ _base_ = "_base_/upernet_512x512.py"
 
 model = dict(
     backbone=dict(
+        pretrained="vanilla_vmamba_base",
         dims=128,
         depths=(2, 2, 27, 2),
         ssm_d_state=16,

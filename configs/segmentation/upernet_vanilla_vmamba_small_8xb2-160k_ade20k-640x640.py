@@ -3,6 +3,7 @@ _base_ = "_base_/upernet_640x640.py"
 
 model = dict(
     backbone=dict(
+        pretrained="vanilla_vmamba_small",
         depths=(2, 2, 27, 2),
         ssm_d_state=16,
         ssm_ratio=2.0,

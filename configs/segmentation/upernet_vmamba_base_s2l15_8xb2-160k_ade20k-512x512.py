@@ -3,6 +3,7 @@ _base_ = "_base_/upernet_512x512.py"
 
 model = dict(
     backbone=dict(
+        pretrained="vmamba_base_s2l15",
         dims=128,
         depths=(2, 2, 15, 2),
         ssm_ratio=2.0,

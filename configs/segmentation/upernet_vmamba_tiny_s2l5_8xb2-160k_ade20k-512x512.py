@@ -3,6 +3,7 @@ _base_ = "_base_/upernet_512x512.py"
 
 model = dict(
     backbone=dict(
+        pretrained="vmamba_tiny_s2l5",
         depths=(2, 2, 5, 2),
         ssm_ratio=2.0,
     ),

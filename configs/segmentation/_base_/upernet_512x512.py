@@ -9,6 +9,7 @@ model = dict(
         _delete_=True,
         type="MM_VSSM",
         out_indices=(0, 1, 2, 3),
+        pretrained="vmamba_tiny_s1l8",  # its released weights; a file or None is as good
         dims=96,
         depths=(2, 2, 8, 2),
         ssm_d_state=1,
