@@ -1,4 +1,4 @@
-"""Training for a number of minutes: networks compared at equal cost, and examples that end when they said they would."""
+"""Training for a number of minutes: for networks compared at equal cost, and for examples that end on time."""
 
 from __future__ import annotations
 
