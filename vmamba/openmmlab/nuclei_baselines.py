@@ -6,18 +6,19 @@ a grid all over the image, all of the training set's commonest class.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from vmamba.command_line import Parser
 from vmamba.errors import UserError, exit_on_user_error
 
 _BOXES = 100  # an image's: COCO's average precision looks at no more
@@ -76,11 +77,11 @@ def box_ap50(annotations: Path, results: list[dict[str, Any]]) -> float:
     return float(evaluation.stats[1])
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the two figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m vmamba.openmmlab.nuclei_baselines", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("data/nuclei"))
-    data = parser.parse_args().data
+    data = parser.parse(argv).data
     precision = box_ap50(data / "coco" / "annotations" / "instances_val.json", majority_boxes(data / "coco"))
     print(f"majority: mIoU {majority_miou(data / 'mmseg'):.1%}, box AP50 {precision:.1%}")
     return 0
