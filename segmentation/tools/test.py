@@ -1,0 +1,6 @@
+"""Evaluate a segmentor: ``python segmentation/tools/test.py CONFIG CHECKPOINT [--tta]``, as vmamba.openmmlab.test."""
+
+from vmamba.openmmlab.test import main
+
+if __name__ == "__main__":
+    raise SystemExit(main(prog="segmentation/tools/test.py"))
