@@ -1,4 +1,4 @@
-"""Train a segmentor: ``python segmentation/tools/train.py CONFIG``; every word is vmamba.openmmlab.train's."""
+"""Train a segmentor: ``python segmentation/tools/train.py CONFIG``; `vmamba.openmmlab.train` does it."""
 
 from vmamba.openmmlab.train import main
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from vmamba.openmmlab import train as training
 from vmamba.weights import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = ROOT / "segmentation" / "tools"
+SCRIPTS = ROOT / "segmentation"
 TINY = ROOT / "configs" / "segmentation" / "vssm1" / "upernet_vssm_4xb4-160k_ade20k-512x512_tiny.py"
 
 
@@ -35,9 +36,13 @@ def scores(work: Path) -> list[dict]:
 
 
 def run_tool(name: str, *words: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}
-    environment.pop("PYTHONPATH", None)
-    command = [str(word) for word in (TOOLS / name, *words)]
+    """Run a script of segmentation/ in another folder, without the checkout on the path, on a port of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = dict(PYTHON=sys.executable, OMP_NUM_THREADS="1", PORT=port, PYTHONPATH="")
+    environment = {**os.environ, **common, **environment}
+    command = [str(word) for word in (SCRIPTS / name, *words)]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=400)
 
 
@@ -85,19 +90,23 @@ def test_it_is_tested_in_two_processes(tmp_path):
 
 @pytest.mark.parametrize(
     ("tool", "words"),
-    [("slurm_train.sh", ["part", "job", "c.py"]), ("slurm_test.sh", ["part", "job", "c.py", "w.pth"])],
+    [("slurm_train.sh", ["c.py", "--work-dir", "w"]), ("slurm_test.sh", ["c.py", "w.pth"])],
 )
 def test_slurm_gets_one_task_for_each_gpu(tool, words, tmp_path):
     srun = tmp_path / "srun"
     srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     srun.chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
-    answer = run_tool(tool, *words, "--tta", cwd=tmp_path, PATH=path, GPUS="16", SRUN_ARGS="--time 5 --qos high")
+    named = ["part", "job", *(word for word in words if word != "--work-dir")]
+    answer = run_tool(tool, *named, "--amp", cwd=tmp_path, PATH=path, GPUS="16", SRUN_ARGS="--time 5 --qos high")
     assert answer.returncode == 0, answer.stderr
     given = answer.stdout.split()
-    assert given[given.index("--ntasks") + 1] == "16" and given[given.index("--partition") + 1] == "part"
-    assert given[given.index("--time") + 1] == "5"
-    script = TOOLS / f"{tool.removeprefix('slurm_').removesuffix('.sh')}.py"
+    assert {"--ntasks=16", "--gres=gpu:8", "--job-name=job", "--time", "5"} <= set(given) and given[:2] == [
+        "-p",
+        "part",
+    ]
+    script = SCRIPTS / "tools" / f"{tool.removeprefix('slurm_').removesuffix('.sh')}.py"
     start = given.index(str(script))
-    assert given[start + 1 :] == [*words[2:], "--launcher", "slurm", "--tta"]
-    assert run_tool(tool, "part", cwd=tmp_path).returncode != 0
+    assert given[start + 1 :] == [*words, "--launcher", "slurm", "--amp"]
+    refused = run_tool(tool, "part", cwd=tmp_path)
+    assert refused.returncode == 2 and refused.stderr.startswith("usage: ")
