@@ -1,4 +1,4 @@
-"""Evaluate a segmentor: ``python segmentation/tools/test.py CONFIG CHECKPOINT [--tta]``; `vmamba.openmmlab.test` does it."""
+"""Evaluate a segmentor: ``python segmentation/tools/test.py CONFIG CHECKPOINT``; `vmamba.openmmlab.test` does it."""
 
 from vmamba.openmmlab.test import main
 
