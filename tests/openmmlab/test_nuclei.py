@@ -2,45 +2,14 @@
 
 from __future__ import annotations
 
-import zipfile
-
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
-import shapely
 from PIL import Image
 from pycocotools.coco import COCO
 
+from tests.openmmlab.nuclei_wheel import photograph, write_wheel
 from vmamba.errors import UserError
 from vmamba.openmmlab import montage, nuclei, nuclei_baselines
-
-
-def photograph(seed: int = 0) -> tuple[Image.Image, list, list[int]]:
-    """Three by one tiles: a nucleus in the first, one across the border of the first two, one in each other tile."""
-    noise = np.random.default_rng(seed).integers(0, 255, (250, 750, 3), dtype=np.uint8)
-    polygons = [
-        shapely.box(10, 20, 40, 60),
-        shapely.box(230, 100, 270, 110),
-        shapely.box(300, 30, 320, 50),
-        shapely.box(600, 200, 640, 220),
-        shapely.box(499, 10, 519, 20),
-    ]
-    return Image.fromarray(noise), polygons, [0, 1, 2, 2, 1]
-
-
-def wheel(path):
-    """A wheel with the files of the real one."""
-    with zipfile.ZipFile(path, "w") as archive:
-        for seed, (picture, outlines) in enumerate(nuclei._PHOTOGRAPHS.values()):
-            image, polygons, labels = photograph(seed)
-            image.save(path.with_suffix(".jpg"))
-            names = [nuclei.CLASSES[label] for label in labels]
-            table = pa.table(dict(geometry=list(shapely.to_wkb(polygons)), class_name=names))
-            pyarrow.parquet.write_table(table, path.with_suffix(".parquet"))
-            archive.write(path.with_suffix(".jpg"), f"histolytics/data/{picture}")
-            archive.write(path.with_suffix(".parquet"), f"histolytics/data/{outlines}")
-    return path
 
 
 def test_a_photograph_is_cut_into_tiles_with_their_part_of_the_nuclei():
@@ -61,7 +30,7 @@ def test_a_photograph_is_cut_into_tiles_with_their_part_of_the_nuclei():
 
 def test_the_trees_are_read_as_written_and_made_once(tmp_path, capsys):
     out = tmp_path / "nuclei"
-    arguments = ["--out", str(out), "--wheel", str(wheel(tmp_path / "w.whl"))]
+    arguments = ["--out", str(out), "--wheel", str(write_wheel(tmp_path / "w.whl"))]
     assert nuclei.main(arguments) == 0
     assert capsys.readouterr().out.splitlines() == ["train: 4 tiles, 8 nuclei", "val: 2 tiles, 4 nuclei"]
     assert sorted(path.name for path in out.iterdir()) == ["coco", "mmseg"]
@@ -86,7 +55,7 @@ def test_a_wrong_wheel_is_one_line_and_leaves_nothing(tmp_path):
 
 
 def test_the_baselines_look_at_no_image(tmp_path, capsys):
-    nuclei.make_trees(tmp_path, wheel(tmp_path / "w.whl"))
+    nuclei.make_trees(tmp_path, write_wheel(tmp_path / "w.whl"))
     maps = [np.asarray(Image.open(path)) for path in (tmp_path / "mmseg" / "annotations" / "validation").glob("*.png")]
     background = np.mean([(labels == 0).mean() for labels in maps])
     assert nuclei_baselines.majority_miou(tmp_path / "mmseg") == pytest.approx(
