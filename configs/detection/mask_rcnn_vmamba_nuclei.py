@@ -1,6 +1,6 @@
 # Mask R-CNN with a small VMamba from scratch, 8 minutes on the nuclei of vmamba.openmmlab.nuclei.
 _base_ = ["mmdet::_base_/models/mask-rcnn_r50_fpn.py", "mmdet::_base_/default_runtime.py"]
-custom_imports = dict(imports=["vmamba.openmmlab", "vmamba.openmmlab.time_budget"])
+custom_imports = dict(imports=["vmamba.openmmlab"], allow_failed_imports=False)
 
 width = 64
 region = dict(out_channels=width)

@@ -1,6 +1,6 @@
 # UPerNet with a small VMamba from scratch, 8 minutes on the nuclei of vmamba.openmmlab.nuclei.
 _base_ = ["mmseg::_base_/models/upernet_swin.py", "mmseg::_base_/default_runtime.py"]
-custom_imports = dict(imports=["vmamba.openmmlab", "vmamba.openmmlab.time_budget"])
+custom_imports = dict(imports=["vmamba.openmmlab"], allow_failed_imports=False)
 
 crop_size = (256, 256)
 norm_cfg = dict(type="BN", requires_grad=True)

@@ -103,7 +103,7 @@ class UPerHead(nn.Module):
         top = self.bottleneck(torch.cat([coarsest, *pooled], dim=1))
 
         maps = [top]  # coarse to fine
-        for lateral, level in zip(reversed(self.lateral_convs), reversed(finer)):
+        for lateral, level in zip(list(self.lateral_convs)[::-1], finer[::-1]):
             maps.append(lateral(level) + resized(maps[-1], level.shape[2:]))
         maps.reverse()
         mixed = [convolution(x) for convolution, x in zip(self.fpn_convs, maps)] + [top]

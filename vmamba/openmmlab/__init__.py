@@ -14,8 +14,9 @@ from vmamba.openmmlab.backbone import MM_VSSM
 from vmamba.openmmlab.checkpoints import read_with_ours
 from vmamba.openmmlab.layer_decay import LayerDecayOptimWrapperConstructor
 from vmamba.openmmlab.operators import serve_missing_operators
+from vmamba.openmmlab.time_budget import TimeBudget
 
 serve_missing_operators()
 read_with_ours()
 
-__all__ = ["MM_VSSM", "LayerDecayOptimWrapperConstructor", "read_with_ours", "serve_missing_operators"]
+__all__ = ["MM_VSSM", "LayerDecayOptimWrapperConstructor", "TimeBudget", "read_with_ours", "serve_missing_operators"]

@@ -38,7 +38,8 @@ def _pixels(folder: Path, classes: int) -> np.ndarray:
     maps = sorted(folder.glob("*.png"))
     if not maps:
         raise UserError(f"{folder}: no label maps; python -m vmamba.openmmlab.nuclei makes them")
-    return sum(np.bincount(np.asarray(Image.open(path)).ravel(), minlength=classes) for path in maps)
+    counts = [np.bincount(np.asarray(Image.open(path)).ravel(), minlength=classes) for path in maps]
+    return np.sum(counts, axis=0)
 
 
 def majority_boxes(root: Path) -> list[dict[str, Any]]:
