@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from mmengine.config import DictAction
 from mmengine.model import revert_sync_batchnorm
 
 from vmamba.command_line import Parser, parse_size
@@ -20,6 +19,7 @@ from vmamba.errors import UserError, exit_on_user_error
 from vmamba.openmmlab.configs import read_config
 from vmamba.openmmlab.flops import SIZES
 from vmamba.openmmlab.models import empty_model, open_checkpoint, scope_of
+from vmamba.openmmlab.running import add_config
 
 _GPU_WARM_UP, _GPU_RUNS = 10, 50
 _CPU_SECONDS, _CPU_RUNS = 5.0, 3
@@ -57,14 +57,11 @@ def runs_per_second(call: Callable[[], object], device: torch.device) -> float:
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m vmamba.openmmlab.benchmark", description=__doc__)
-    parser.add_argument("config", metavar="CONFIG", help="a configuration file")
+    add_config(parser)
     parser.add_argument("--checkpoint", metavar="FILE", help="weights (default: random)")
     parser.add_argument("--size", metavar="HxW", type=parse_size, help="of the images (default: the published tables')")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="images at once (default 1)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or auto (default): a GPU when there is one")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="changes to the config"
-    )
     options = parser.parse(argv)
     if options.batch < 1:
         raise UserError(f"--batch {options.batch}: give at least 1")

@@ -1,14 +1,14 @@
 """Parameters and FLOPs of a configuration's model, nothing computed: ``python -m vmamba.openmmlab.flops CONFIG``.
 
 FLOPs are multiply-accumulate operations, counted as in `vmamba.counting`. A detector of two stages counts with 1000
-regions for its boxes and 100 for its masks, as the published figures do; auxiliary heads, which only train, are left out.
+regions for its boxes and 100 for its masks, as the published figures do; auxiliary heads only train and do not count.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from torch import Tensor, nn
 
 from vmamba.command_line import Parser, parse_size
@@ -16,6 +16,7 @@ from vmamba.counting import Count, count_model
 from vmamba.errors import exit_on_user_error
 from vmamba.openmmlab.configs import read_config
 from vmamba.openmmlab.models import empty_model, scope_of
+from vmamba.openmmlab.running import add_config
 
 SIZES = {"mmdet": (1280, 800), "mmseg": (512, 2048), "mmpretrain": (224, 224)}
 BOXES, MASKS = 1000, 100
@@ -63,11 +64,8 @@ def _listed(module: nn.Module) -> list[nn.Module]:
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m vmamba.openmmlab.flops", description=__doc__)
-    parser.add_argument("config", metavar="CONFIG", help="a configuration file")
+    add_config(parser)
     parser.add_argument("--size", metavar="HxW", type=parse_size, help="of the image (default: the published tables')")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="changes to the config"
-    )
     options = parser.parse(argv)
     cfg = read_config(options.config, options.cfg_options)
     count = count_config(cfg, options.size)

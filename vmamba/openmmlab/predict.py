@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import VISUALIZERS
 from torch import nn
 
@@ -17,6 +17,7 @@ from vmamba.features import find_images
 from vmamba.openmmlab.checks import image_problem
 from vmamba.openmmlab.configs import read_config
 from vmamba.openmmlab.models import open_checkpoint, scope_of
+from vmamba.openmmlab.running import add_config
 
 
 def predict(model: nn.Module, image: str | Path) -> Any:
@@ -49,15 +50,12 @@ def draw(model: nn.Module, image: str | Path, sample: Any, out: str | Path, thre
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m vmamba.openmmlab.predict", description=__doc__)
-    parser.add_argument("config", metavar="CONFIG", help="a configuration file")
+    add_config(parser)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="the weights; every key must fit")
     parser.add_argument("images", nargs="+", metavar="IMAGES", type=Path, help="image files, and folders of them")
     parser.add_argument("--out", default=Path("predictions"), type=Path, metavar="DIR", help="(default predictions)")
     parser.add_argument("--threshold", default=0.3, type=float, help="draw detections of a higher score (default 0.3)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or auto (default): a GPU when there is one")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="changes to the config"
-    )
     options = parser.parse(argv)
     images = find_images(options.images)
     for image in images:

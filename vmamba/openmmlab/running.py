@@ -20,16 +20,21 @@ from vmamba.openmmlab.configs import fit_to_machine, line_of, read_config
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 
 
-def add_common(parser: Parser) -> None:
-    """Add the words that training and testing share."""
-    parser.add_argument("--work-dir", metavar="DIR", help="logs and results (default work_dirs/NAME OF THE CONFIG)")
+def add_config(parser: Parser) -> None:
+    """Add the configuration file and the changes to it, which every command takes."""
+    parser.add_argument("config", metavar="CONFIG", help="a configuration file")
     parser.add_argument(
         "--cfg-options",
         nargs="+",
         action=DictAction,
         metavar="KEY=VALUE",
-        help='changes to the config: train_dataloader.batch_size=4 model.backbone.out_indices="(0,1,2,3)"',
+        help='changes to it: train_dataloader.batch_size=4 model.backbone.out_indices="(0,1,2,3)"',
     )
+
+
+def add_run(parser: Parser) -> None:
+    """Add the words that training and testing share."""
+    parser.add_argument("--work-dir", metavar="DIR", help="logs and results (default work_dirs/NAME OF THE CONFIG)")
     parser.add_argument("--launcher", choices=LAUNCHERS, help="who starts the processes (default: torchrun, if it did)")
 
 

@@ -15,7 +15,8 @@ from vmamba.errors import UserError, exit_on_user_error
 from vmamba.openmmlab.checks import check_classes, check_files
 from vmamba.openmmlab.configs import start_empty
 from vmamba.openmmlab.running import (
-    add_common,
+    add_config,
+    add_run,
     build_runner,
     end_processes,
     opened_config,
@@ -28,9 +29,9 @@ from vmamba.weights import WeightsDoNotFit, fit_weights, load_checkpoint
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None, prog: str = "python -m vmamba.openmmlab.test") -> int:
     parser = Parser(prog=prog, description=__doc__)
-    parser.add_argument("config", metavar="CONFIG", help="a configuration file")
+    add_config(parser)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="the weights; every key must fit")
-    add_common(parser)
+    add_run(parser)
     parser.add_argument("--tta", action="store_true", help="mean over the sizes and flips of the config's tta_pipeline")
     parser.add_argument("--out", metavar="PATH", help="keep predictions: a file .pkl of mmdet's, a folder for mmseg")
     parser.add_argument("--show-dir", metavar="DIR", help="draw predictions into this folder")

@@ -16,7 +16,8 @@ from vmamba.errors import UserError, exit_on_user_error
 from vmamba.openmmlab.checks import IMAGE_CHECKS, check_classes, check_files, check_images
 from vmamba.openmmlab.configs import start_empty
 from vmamba.openmmlab.running import (
-    add_common,
+    add_config,
+    add_run,
     build_runner,
     end_processes,
     opened_config,
@@ -29,8 +30,8 @@ from vmamba.weights.reading import require_file
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None, prog: str = "python -m vmamba.openmmlab.train") -> int:
     parser = Parser(prog=prog, description=__doc__)
-    parser.add_argument("config", metavar="CONFIG", help="a configuration file")
-    add_common(parser)
+    add_config(parser)
+    add_run(parser)
     parser.add_argument("--amp", action="store_true", help="mixed precision (optim_wrapper.dtype=bfloat16 chooses it)")
     parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate with the whole batch")
     parser.add_argument(
