@@ -58,15 +58,14 @@ def test_the_baselines_look_at_no_image(tmp_path, capsys):
     nuclei.make_trees(tmp_path, write_wheel(tmp_path / "w.whl"))
     maps = [np.asarray(Image.open(path)) for path in (tmp_path / "mmseg" / "annotations" / "validation").glob("*.png")]
     background = np.mean([(labels == 0).mean() for labels in maps])
-    assert nuclei_baselines.majority_miou(tmp_path / "mmseg") == pytest.approx(
-        background / 3
-    )  # three classes are there
+    assert nuclei_baselines.majority_miou(tmp_path / "mmseg") == pytest.approx(background / 3), "3 classes are there"
     boxes = nuclei_baselines.majority_boxes(tmp_path / "coco")
     assert len(boxes) == 200 and {box["category_id"] for box in boxes} == {2}
     annotations = tmp_path / "coco" / "annotations" / "instances_val.json"
     truth = COCO(str(annotations))
     right = [dict(box, score=1.0) for box in truth.loadAnns(truth.getAnnIds())]
     assert nuclei_baselines.box_ap50(annotations, right) == pytest.approx(1.0)
+    capsys.readouterr()
     assert nuclei_baselines.main(["--data", str(tmp_path)]) == 0
     assert capsys.readouterr().out.startswith("majority: mIoU 33.0%")
     assert nuclei_baselines.box_ap50(annotations, boxes) < 0.2
