@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import torch
-from mmseg.registry import MODELS
-from mmseg.utils import register_all_modules
+from mmengine.registry import MODELS, init_default_scope
 
 import vmamba.openmmlab  # noqa: F401  registers MM_VSSM
 from vmamba.models.pyramid import UPerNet
@@ -14,7 +13,7 @@ SMALL = dict(dims=8, depths=(1, 1, 1, 1), ssm_d_state=1, ssm_ratio=1.0, norm_lay
 
 
 def segmentor() -> torch.nn.Module:
-    register_all_modules(init_default_scope=True)
+    init_default_scope("mmseg")
     head = dict(num_classes=5, norm_cfg=dict(type="BN"), align_corners=False)
     upper = dict(type="UPerHead", in_channels=[8, 16, 32, 64], in_index=[0, 1, 2, 3], channels=16, **head)
     auxiliary = dict(type="FCNHead", in_channels=32, in_index=2, channels=8, num_convs=1, concat_input=False, **head)
