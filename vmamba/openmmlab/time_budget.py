@@ -23,7 +23,7 @@ class TimeBudget(Hook):
     evaluated. A resumed run has what was left.
     """
 
-    priority = "HIGH"
+    priority = "HIGHEST"  # before the rate is logged
 
     def __init__(self, minutes: float, warmup: float = 0.05) -> None:
         if minutes < 0 or not 0 <= warmup < 1:
