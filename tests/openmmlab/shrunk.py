@@ -23,7 +23,7 @@ model = dict(
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=50, max_per_img=20), rcnn=dict(sampler=dict(num=16)), rpn=dict(sampler=dict(num=32))
     ),
-    test_cfg=dict(rpn=dict(nms_pre=50, max_per_img=20), rcnn=dict(max_per_img=5)),
+    test_cfg=dict(rpn=dict(nms_pre=50, max_per_img=20), rcnn=dict(score_thr=0.0, max_per_img=5)),
 )
 """
 

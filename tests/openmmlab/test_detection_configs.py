@@ -82,7 +82,7 @@ def test_hyper_parameters_are_the_tables(name):
     assert cfg.optim_wrapper.type == "OptimWrapper" and "clip_grad" not in cfg.optim_wrapper
     keys = {"absolute_pos_embed", "relative_position_bias_table", "norm"}
     assert cfg.optim_wrapper.paramwise_cfg.to_dict() == dict(custom_keys={k: dict(decay_mult=0.0) for k in keys})
-    warm_up, steps = (schedule.to_dict() for schedule in cfg.param_scheduler)
+    warm_up, steps = ({k: v for k, v in schedule.items() if k != "_scope_"} for schedule in cfg.param_scheduler)
     assert warm_up == dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=1000)
     epochs, milestones = (36, [27, 33]) if long else (12, [8, 11])
     steps_wanted = dict(type="MultiStepLR", begin=0, end=epochs, by_epoch=True, milestones=milestones, gamma=0.1)
