@@ -44,6 +44,8 @@ def opened_config(options: Namespace) -> Config:
     cfg.launcher = options.launcher or ("pytorch" if {"RANK", "WORLD_SIZE"} <= set(os.environ) else "none")
     if options.work_dir or not cfg.get("work_dir"):
         cfg.work_dir = options.work_dir or str(Path("work_dirs", Path(options.config).stem))
+    if cfg.get("visualizer"):  # one for each run of a process: mmengine keeps the first of a name, and its folder
+        cfg.visualizer.name = f"{cfg.visualizer.get('name', 'visualizer')} of {Path(cfg.work_dir).absolute()}"
     fit_to_machine(cfg)
     return cfg
 
