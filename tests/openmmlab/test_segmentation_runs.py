@@ -57,7 +57,7 @@ def test_it_trains_in_two_processes_resumes_and_is_tested_with_many_sizes(tmp_pa
     state = load_checkpoint(work / "iter_4.pth")["optimizer"]["state"]
     assert {int(value["step"]) for value in state.values()} == {4}, "the optimizer went on where it was"
 
-    for words in ([], ["--tta"]):
+    for words in (["--show-dir", str(tmp_path / "seen")], ["--tta"]):
         assert testing.main([str(config), str(work / "iter_4.pth"), "--work-dir", str(tmp_path / "t"), *words]) == 0
     plain, tta = scores(tmp_path / "t")
     assert {"mIoU", "aAcc", "mAcc"} <= set(plain) == set(tta) and all(
