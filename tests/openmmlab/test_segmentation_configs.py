@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
 from pathlib import Path
 
@@ -37,8 +39,13 @@ ROWS = {
 every_row = pytest.mark.parametrize("row", ROWS)
 
 
-def read(row: str) -> Config:
+@functools.cache
+def _read(row: str) -> Config:
     return Config.fromfile(CONFIGS / "segmentation" / f"{row}.py")
+
+
+def read(row: str) -> Config:
+    return copy.deepcopy(_read(row))
 
 
 def crop_of(row: str) -> int:
