@@ -22,9 +22,9 @@ model = dict(
         patchembed_version="v2",
         drop_path_rate=0.1,
     ),
-    decode_head=dict(in_channels=[32, 64, 128, 256], channels=64, num_classes=4, norm_cfg=norm_cfg, loss_decode=loss),
+    decode_head=dict(in_channels=[32, 64, 128, 256], channels=32, num_classes=4, norm_cfg=norm_cfg, loss_decode=loss),
     auxiliary_head=dict(
-        in_channels=128, channels=64, num_classes=4, norm_cfg=norm_cfg, loss_decode=dict(loss, loss_weight=0.4)
+        in_channels=128, channels=32, num_classes=4, norm_cfg=norm_cfg, loss_decode=dict(loss, loss_weight=0.4)
     ),
 )
 
