@@ -4,7 +4,7 @@ custom_imports = dict(imports=["vmamba.openmmlab"], allow_failed_imports=False)
 
 crop_size = (256, 256)
 norm_cfg = dict(type="BN", requires_grad=True)
-loss = dict(type="CrossEntropyLoss", class_weight=[0.5, 1.5, 1.0, 1.0])
+loss = dict(type="CrossEntropyLoss", class_weight=[0.4, 1.5, 1.0, 1.0])
 model = dict(
     data_preprocessor=dict(size=crop_size),
     backbone=dict(
