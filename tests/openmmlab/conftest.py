@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +13,14 @@ from .coco_tree import make_coco
 
 if find_spec("mmdet") is None:
     pytest.skip("mmdet is not installed", allow_module_level=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_configs() -> Iterator[None]:
+    """Let runners write their configuration without laying it out, which takes longer than a small run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmengine.config.config.FormatCode", lambda text, **style: (text, True))
+        yield
 
 
 @pytest.fixture(scope="session")
