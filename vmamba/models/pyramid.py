@@ -58,6 +58,14 @@ def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int) -> nn.
     return nn.Sequential(OrderedDict(conv=convolution, bn=nn.BatchNorm2d(out_channels), activate=nn.ReLU(inplace=True)))
 
 
+def pixel_classifier(channels: int, num_classes: int) -> nn.Conv2d:
+    """A 1x1 convolution that starts near 0, so that every class starts as likely as any other."""
+    layer = nn.Conv2d(channels, num_classes, 1)
+    nn.init.normal_(layer.weight, std=0.01)
+    layer.bias = nn.Parameter(torch.zeros(num_classes))
+    return layer
+
+
 def resized(x: Tensor, size: Sequence[int]) -> Tensor:
     """`x` [B, C, h, w] at another size (H, W), bilinear."""
     return F.interpolate(x, list(size), mode="bilinear", align_corners=False)
@@ -91,9 +99,7 @@ class UPerHead(nn.Module):
         self.fpn_convs = nn.ModuleList(conv_norm_relu(channels, channels, 3) for _ in finer)
         self.fpn_bottleneck = conv_norm_relu(len(in_channels) * channels, channels, 3)
         self.dropout = nn.Dropout2d(dropout)
-        self.conv_seg = nn.Conv2d(channels, num_classes, 1)
-        nn.init.normal_(self.conv_seg.weight, std=0.01)
-        nn.init.zeros_(self.conv_seg.bias)
+        self.conv_seg = pixel_classifier(channels, num_classes)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         if len(levels) != len(self.lateral_convs) + 1:
@@ -121,9 +127,7 @@ class FCNHead(nn.Module):
         super().__init__()
         self.convs = nn.Sequential(conv_norm_relu(in_channels, channels, 3))
         self.dropout = nn.Dropout2d(dropout)
-        self.conv_seg = nn.Conv2d(channels, num_classes, 1)
-        nn.init.normal_(self.conv_seg.weight, std=0.01)
-        nn.init.zeros_(self.conv_seg.bias)
+        self.conv_seg = pixel_classifier(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv_seg(self.dropout(self.convs(x)))
