@@ -59,7 +59,7 @@ def _is_part(state: Mapping[str, Tensor], networks: list[str]) -> bool:
 
 
 def about(payload: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """Return what a checkpoint says of its weights: configuration, class names, epoch, accuracies; mmengine's `meta`."""
+    """Return what a checkpoint says of its weights: configuration, classes, epoch, accuracies, mmengine's `meta`."""
     facts = {key: payload[key] for key in _FACTS if key in payload}
     meta = payload.get("meta")
     if isinstance(meta, dict):
