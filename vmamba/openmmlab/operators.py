@@ -29,7 +29,8 @@ def serve_missing_operators() -> bool:
     if find_spec(_NAME) is None:
         module = module_from_spec(ModuleSpec(_NAME, _Loader(), origin=__name__))
         sys.modules[_NAME] = module
-        importlib.import_module("mmcv")._ext = module
+        mmcv: Any = importlib.import_module("mmcv")
+        mmcv._ext = module
     return isinstance(sys.modules.get(_NAME), StandIn)
 
 
