@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-DETECTION = sorted(p for p in (CONFIGS / "detection").rglob("*.py") if p.parent.name != "_base_")
+DETECTION = sorted((CONFIGS / "detection").glob("vssm*/*.py"))
 WIDTH, CHANNELS = 8, 16
 
 _SMALL = f"""

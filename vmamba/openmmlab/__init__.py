@@ -16,6 +16,7 @@ from vmamba.openmmlab.checkpoints import read_with_ours
 from vmamba.openmmlab.layer_decay import LayerDecayOptimWrapperConstructor
 from vmamba.openmmlab.operators import serve_missing_operators
 from vmamba.openmmlab.plain_backbones import MM_FastVim, MM_Vim
+from vmamba.openmmlab.time_budget import TimeBudget
 
 serve_missing_operators()
 read_with_ours()
@@ -27,6 +28,7 @@ __all__ = [
     "LayerDecayOptimWrapperConstructor",
     "MM_FastVim",
     "MM_Vim",
+    "TimeBudget",
     "read_with_ours",
     "serve_missing_operators",
 ]

@@ -79,7 +79,7 @@ def _apply(cfg: Config, options: Namespace) -> None:
         hook = cfg.get("default_hooks", {}).get("visualization")
         if hook is None:
             raise UserError(f"--show-dir: {options.config} has no default_hooks.visualization, which draws; add it")
-        hook.draw = True
+        hook.draw, hook.interval = True, 1
         if scope == "mmdet":
             hook.test_out_dir = folder
         else:
