@@ -14,7 +14,7 @@ from typing import Any
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
-from vmamba.weights import load_checkpoint
+from vmamba.weights import find_state_dict, load_checkpoint
 
 
 def read_with_ours() -> None:
@@ -28,6 +28,8 @@ def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
     Raises `CheckpointError`, one line, for a file that is missing, damaged, or wants to run code.
     """
     payload = load_checkpoint(Path(os.path.expanduser(filename)), map_location)
+    if "state_dict" not in payload:  # a published file, whose weights mmengine would not find
+        payload["state_dict"] = find_state_dict(payload, name=filename)
     hub = payload.get("message_hub")
     scalars = hub.get("log_scalars") if isinstance(hub, dict) else None
     if isinstance(scalars, dict):

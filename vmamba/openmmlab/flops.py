@@ -7,6 +7,7 @@ regions for its boxes and 100 for its masks, as the published figures do; auxili
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from mmengine.config import Config
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class TwoStages(nn.Module):
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
-        self.detector = detector
+        self.detector: Any = detector
 
     def forward(self, images: Tensor) -> None:
         maps = self.detector.extract_feat(images)
@@ -57,7 +58,7 @@ def count_config(cfg: Config, size: tuple[int, int] | None = None) -> Count:
     return count_model(model, size or SIZES[scope_of(cfg)])
 
 
-def _listed(module: nn.Module) -> list[nn.Module]:
+def _listed(module: Any) -> list[Any]:
     return list(module) if isinstance(module, nn.ModuleList) else [module]
 
 

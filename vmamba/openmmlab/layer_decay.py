@@ -26,7 +26,7 @@ def layer_scales(backbone: nn.Module, rate: float) -> dict[str, float]:
             f"paramwise_cfg.layer_decay_rate: {type(backbone).__name__} does not tell its layers (no group_matcher); "
             "use a backbone of this package, or remove the constructor"
         )
-    named = [*backbone.named_parameters(), (_REST, None)]
+    named = iter([*backbone.named_parameters(), (_REST, None)])
     layers = group_with_matcher(named, matcher(), reverse=True)
     return {name: rate ** (layers[_REST] - layer) for name, layer in layers.items() if name != _REST}
 
@@ -55,4 +55,4 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         for group in params:
             scale = by_parameter.get(id(group["params"][0]))
             if scale is not None:
-                group["lr"] = group.get("lr", self.base_lr) * scale
+                group["lr"] = float(group.get("lr", self.base_lr)) * scale

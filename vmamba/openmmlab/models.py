@@ -8,7 +8,6 @@ import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
-from torch import nn
 
 from vmamba.errors import UserError
 from vmamba.openmmlab.configs import start_empty
@@ -26,7 +25,7 @@ def scope_of(cfg: Config) -> str:
     return scope
 
 
-def empty_model(cfg: Config, device: str = "meta") -> nn.Module:
+def empty_model(cfg: Config, device: str = "meta") -> Any:
     """Return the model of a configuration without its weights to start from, by default without any memory."""
     init_default_scope(scope_of(cfg))
     start_empty(cfg)
@@ -34,7 +33,7 @@ def empty_model(cfg: Config, device: str = "meta") -> nn.Module:
         return MODELS.build(cfg.model)
 
 
-def open_checkpoint(cfg: Config, checkpoint: str, device: torch.device) -> nn.Module:
+def open_checkpoint(cfg: Config, checkpoint: str, device: torch.device) -> Any:
     """Return the model of a configuration with a checkpoint's weights, ready for images: in evaluation, on `device`.
 
     It has `cfg` and `dataset_meta`, the class names, as the libraries' own functions expect. Every key must fit.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, module_from_spec
 from types import ModuleType
@@ -28,7 +29,8 @@ def serve_missing_operators() -> bool:
     if find_spec(_NAME) is None:
         module = module_from_spec(ModuleSpec(_NAME, _Loader(), origin=__name__))
         sys.modules[_NAME] = module
-        importlib.import_module("mmcv")._ext = module
+        mmcv: Any = importlib.import_module("mmcv")
+        mmcv._ext = module
     return isinstance(sys.modules.get(_NAME), StandIn)
 
 
@@ -41,7 +43,7 @@ class StandIn(ModuleType):
         return OPERATORS.get(name) or _absent(name)
 
 
-class _Loader:
+class _Loader(Loader):
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return StandIn(spec.name)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import VISUALIZERS
-from torch import nn
 
 from vmamba.command_line import Parser
 from vmamba.devices import choose_device
@@ -20,7 +19,7 @@ from vmamba.openmmlab.models import open_checkpoint, scope_of
 from vmamba.openmmlab.running import add_config
 
 
-def predict(model: nn.Module, image: str | Path) -> Any:
+def predict(model: Any, image: str | Path) -> Any:
     """Return the sample with the predictions for an image file: `pred_instances`, or `pred_sem_seg`.
 
     `model` is one of `open_checkpoint`.
@@ -34,7 +33,7 @@ def predict(model: nn.Module, image: str | Path) -> Any:
     return inference_model(model, str(image))
 
 
-def draw(model: nn.Module, image: str | Path, sample: Any, out: str | Path, threshold: float = 0.3) -> None:
+def draw(model: Any, image: str | Path, sample: Any, out: str | Path, threshold: float = 0.3) -> None:
     """Write a picture of the image with its predictions; of a detector's, those of a score above `threshold`."""
     import mmcv
 

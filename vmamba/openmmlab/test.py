@@ -56,8 +56,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m vmamba.openmm
 
 def check_fits(model: nn.Module, checkpoint: str) -> None:
     """Raise `WeightsDoNotFit` unless every key of the file is one of the model's, and the other way round."""
-    while isinstance(getattr(model, "module", None), nn.Module):  # wrapped for several processes, or for sizes
-        model = model.module
+    while isinstance(inner := getattr(model, "module", None), nn.Module):  # wrapped for several processes, or for sizes
+        model = inner
     report, _ = fit_weights(model, load_checkpoint(checkpoint), name=checkpoint)
     if not report.clean:
         raise WeightsDoNotFit(f"{checkpoint} does not fit {type(model).__name__}: {report.summary()}", report)
