@@ -379,7 +379,7 @@ class Backbone(VSSM):
 
     def forward(self, x: Tensor) -> Any:
         maps = []
-        for i, stage in enumerate(self._stages(x)):
+        for i, stage in enumerate(self._stages(x, max(self.out_indices, default=None))):
             x = stage
             if i in self.out_indices:
                 maps.append(self._in_layout(getattr(self, f"outnorm{i}")(x), "NCHW"))

@@ -19,6 +19,8 @@ from vmamba.weights.reading import load_checkpoint
 SUFFIXES = (".safetensors", ".pth", ".pt")
 # What a checkpoint says beside its weights, and is worth keeping with them.
 _FACTS = ("config", "args", "class_names", "epoch", "max_accuracy", "max_accuracy_ema", "max_accuray_ema", "model_name")
+# The same of mmengine's "meta"; its configuration may name folders of a machine.
+_META = ("dataset_meta", "epoch", "iter")
 
 
 def network_prefixes(state: Mapping[str, Tensor]) -> list[str]:
@@ -57,8 +59,12 @@ def _is_part(state: Mapping[str, Tensor], networks: list[str]) -> bool:
 
 
 def about(payload: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """Return what a checkpoint says of its weights: configuration, class names, epoch, accuracies."""
-    return {**{key: payload[key] for key in _FACTS if key in payload}, **more}
+    """Return what a checkpoint says of its weights: configuration, classes, epoch, accuracies, mmengine's `meta`."""
+    facts = {key: payload[key] for key in _FACTS if key in payload}
+    meta = payload.get("meta")
+    if isinstance(meta, dict):
+        facts["meta"] = {key: meta[key] for key in _META if key in meta}
+    return {**facts, **more}
 
 
 def convert(

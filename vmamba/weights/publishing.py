@@ -16,6 +16,8 @@ from vmamba.weights.manifest import CheckpointError, sha256_of
 from vmamba.weights.reading import load_checkpoint
 
 _DIGITS = 8
+_CLASSIFICATION = "image-classification"
+_HEADS = {("roi_head.", "bbox_head."): "object-detection", ("decode_head.",): "image-segmentation"}
 _ACCURACIES = {"max_accuracy": "top-1", "max_accuracy_ema": "top-1 of the averaged weights"}
 
 
@@ -53,8 +55,17 @@ def publish(
     adopt_checkpoint(path)
     card = path.with_suffix(".md")
     count = sum(value.numel() for value in state.values())
-    write_text(card, _card(name, path, digest, count, len(state), facts, name in fitting, source, license))
+    known = name in fitting
+    write_text(card, _card(name, path, digest, count, len(state), facts, known, source, license, _task(state)))
     return path, card
+
+
+def _task(state: dict[str, Any]) -> str:
+    """Return the Hugging Face word for what the weights do, by the heads among them."""
+    for heads, task in _HEADS.items():
+        if any(key.startswith(heads) for key in state):
+            return task
+    return _CLASSIFICATION
 
 
 def _short(digest: str) -> str:
@@ -89,8 +100,9 @@ def _card(
     known: bool,
     source: Path,
     license: str,
+    task: str,
 ) -> str:
-    head = ["---", "library_name: vmamba", "pipeline_tag: image-classification"]
+    head = ["---", "library_name: vmamba", f"pipeline_tag: {task}"]
     head += [f"license: {license}"] if license else []
     head += ["---", "", f"# {name}", ""]
     rows = [
@@ -98,7 +110,7 @@ def _card(
         ("sha256", f"`{digest}`"),
         ("parameters", f"{parameters:,} in {tensors} tensors"),
         ("made from", f"`{source.name}`"),
-        ("epoch", facts.get("epoch")),
+        ("epoch", facts.get("epoch", facts.get("meta", {}).get("epoch"))),
         *((label, facts.get(key)) for key, label in _ACCURACIES.items()),
         ("classes", _classes(facts)),
         ("license", license or "not stated"),
@@ -107,7 +119,7 @@ def _card(
     quoted = shlex.quote(path.name)
     use = ["", "Verify, then load; every key must fit:", "", "```bash"]
     use += [f"sha256sum {quoted}", f"python -m vmamba.weights inspect {quoted}", "```", ""]
-    use += _use(name, path.name, known, _class_count(facts))
+    use += _use(name, path.name, known, _class_count(facts)) if task == _CLASSIFICATION else _test(path.name)
     return "\n".join([*head, *table, *use]) + "\n"
 
 
@@ -120,6 +132,10 @@ def _use(name: str, file: str, known: bool, classes: int | None) -> list[str]:
     return ["```python", *code, "```", ""]
 
 
+def _test(file: str) -> list[str]:
+    return ["```bash", f"python -m vmamba.openmmlab.test CONFIG {shlex.quote(file)}", "```", ""]
+
+
 def _class_count(facts: dict[str, Any]) -> int | None:
     config = facts.get("config")
     model = config.get("MODEL") if isinstance(config, dict) else None
@@ -129,7 +145,8 @@ def _class_count(facts: dict[str, Any]) -> int | None:
 
 
 def _classes(facts: dict[str, Any]) -> str | None:
-    names, count = facts.get("class_names"), _class_count(facts)
+    meta = facts.get("meta", {}).get("dataset_meta") or {}
+    names, count = facts.get("class_names") or list(meta.get("classes") or ()), _class_count(facts)
     if not isinstance(names, list) or not names:
         return str(count) if count else None
     shown = ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")

@@ -1,0 +1,18 @@
+# VMamba-T[s2l5] without its classifier, as its classification recipe builds it, from the released weights.
+backbone = dict(
+    type="MM_VSSM",
+    pretrained="vmamba_tiny_s2l5",
+    out_indices=(0, 1, 2, 3),
+    dims=96,
+    depths=(2, 2, 5, 2),
+    ssm_d_state=1,
+    ssm_dt_rank="auto",
+    ssm_ratio=2.0,
+    ssm_conv=3,
+    ssm_conv_bias=False,
+    forward_type="v05_noz",
+    mlp_ratio=4.0,
+    norm_layer="ln2d",
+    downsample_version="v3",
+    patchembed_version="v2",
+)

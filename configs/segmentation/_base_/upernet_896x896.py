@@ -1,0 +1,15 @@
+# The recipe of upernet_512x512.py with crops of 896, from images resized to about 3584 x 896.
+_base_ = "upernet_512x512.py"
+
+crop_size = (896, 896)
+scale = (3584, 896)
+train_pipeline = _base_.train_pipeline
+train_pipeline[2].scale = scale  # RandomResize
+train_pipeline[3].crop_size = crop_size  # RandomCrop
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].scale = scale  # Resize
+
+model = dict(data_preprocessor=dict(size=crop_size))
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Train on several GPUs, or processes: dist_train.sh CONFIG GPUS [flags of tools/train.py]
+# On several machines set NNODES, NODE_RANK, MASTER_ADDR and PORT on each.
+set -euo pipefail
+[ $# -ge 2 ] || { echo "usage: $0 CONFIG GPUS [flags]" >&2; exit 2; }
+config=$1 gpus=$2
+shift 2
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export PYTHONPATH="$root:$root/kernels${PYTHONPATH:+:$PYTHONPATH}"
+exec "${PYTHON:-python}" -m torch.distributed.run \
+  --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" --nproc_per_node="$gpus" \
+  --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}" \
+  "$root/detection/tools/train.py" "$config" --launcher pytorch "$@"

@@ -1,0 +1,6 @@
+"""Evaluate a segmentor: ``python segmentation/tools/test.py CONFIG CHECKPOINT``; `vmamba.openmmlab.test` does it."""
+
+from vmamba.openmmlab.test import main
+
+if __name__ == "__main__":
+    raise SystemExit(main(prog="segmentation/tools/test.py"))

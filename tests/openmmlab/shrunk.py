@@ -1,0 +1,57 @@
+"""Published detection configurations with everything made small, to run in seconds on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+DETECTION = sorted((CONFIGS / "detection").glob("vssm*/*.py"))
+WIDTH, CHANNELS = 8, 16
+
+_SMALL = f"""
+model = dict(
+    backbone=dict(dims={WIDTH}, depths=(1, 1, 1, 1), pretrained=None),
+    neck=dict(in_channels={[WIDTH * 2**i for i in range(4)]}, out_channels={CHANNELS}),
+    rpn_head=dict(in_channels={CHANNELS}, feat_channels={CHANNELS}),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels={CHANNELS}),
+        bbox_head=dict(in_channels={CHANNELS}, fc_out_channels=32),
+        mask_roi_extractor=dict(out_channels={CHANNELS}),
+        mask_head=dict(in_channels={CHANNELS}, conv_out_channels={CHANNELS}, num_convs=1),
+    ),
+    train_cfg=dict(
+        rpn_proposal=dict(nms_pre=50, max_per_img=20), rcnn=dict(sampler=dict(num=16)), rpn=dict(sampler=dict(num=32))
+    ),
+    test_cfg=dict(rpn=dict(nms_pre=50, max_per_img=20), rcnn=dict(score_thr=0.0, max_per_img=5)),
+)
+"""
+
+
+def shrunk(folder: Path, published: Path, coco: Path, epochs: int = 1, **more: Any) -> Path:
+    """Write a configuration into `folder` that inherits `published` and is small in all but its structure."""
+    path = folder / "small.py"
+    root, annotations = str(coco), coco / "annotations"
+    workers = "num_workers=0, persistent_workers=False"
+    lines = [
+        f"_base_ = [{str(published)!r}]",
+        _SMALL,
+        f"train_dataloader = dict({workers}, dataset=dict(data_root={root!r}))",
+        f"val_dataloader = dict({workers}, batch_size=1, dataset=dict(data_root={root!r}))",
+        "test_dataloader = val_dataloader",
+        f"val_evaluator = dict(ann_file={str(annotations / 'instances_val2017.json')!r})",
+        "test_evaluator = val_evaluator",
+        f"train_cfg = dict(max_epochs={epochs})",
+        "default_hooks = dict(logger=dict(interval=1))",
+        f"work_dir = {str(folder / 'work')!r}",
+        *(f"{key} = {value!r}" for key, value in more.items()),
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def small_scale() -> list[str]:
+    """Return the flags that let the 1x pipelines resize to 128x96 instead of 1333x800."""
+    scales = [f"{split}_dataloader.dataset.pipeline" for split in ("train", "val", "test")]
+    places = zip(scales, (2, 1, 1), strict=True)
+    return ["--cfg-options", *(f"{place}.{i}.scale=(128,96)" for place, i in places)]

@@ -1,0 +1,91 @@
+"""Vim and FastVim as backbones, and the simple pyramid on their one map."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vmamba.errors import UserError
+from vmamba.models.vim import Vim
+from vmamba.openmmlab import MM_FastVim, MM_Vim
+from vmamba.openmmlab.layer_decay import layer_scales
+from vmamba.openmmlab.simple_fpn import LN2d, SimpleFPN
+from vmamba.weights import WeightsDoNotFit
+
+SMALL = dict(img_size=64, embed_dim=16, depth=3, d_state=4)
+both = pytest.mark.parametrize("kind", [MM_Vim, MM_FastVim])
+
+
+@both
+def test_maps_of_any_size(kind):
+    registry = pytest.importorskip("mmdet.registry").MODELS
+    model = registry.build(dict(type=kind.__name__, out_indices=(0, 2), **SMALL)).eval()
+    with torch.no_grad():
+        first, last = model(torch.randn(1, 3, 61, 50))
+    assert first.shape == last.shape == (1, 16, 4, 4) and first.is_contiguous()
+    assert kind(out_indices=[1], **SMALL).eval()(torch.randn(1, 3, 64, 64)).shape == (1, 16, 4, 4)
+
+
+@both
+def test_hidden_is_what_a_block_adds(kind):
+    torch.manual_seed(0)
+    hidden = kind(out_indices=(1, 2), out_norm=False, **SMALL).eval()
+    stream = kind(out_indices=(0, 1, 2), out_norm=False, feature="residual", **SMALL).eval()
+    stream.load_state_dict(hidden.state_dict())
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        (a, b), (before, middle, after) = hidden(x), stream(x)
+    torch.testing.assert_close(a, middle - before)
+    torch.testing.assert_close(b, after - middle)
+
+
+@both
+@pytest.mark.parametrize("with_cp", [False, True])
+def test_every_trained_parameter_has_a_gradient(kind, with_cp):
+    model = kind(out_indices=(0, 1), frozen_stages=0, with_cp=with_cp, **SMALL).train()
+    sum(m.square().mean() for m in model(torch.randn(2, 3, 64, 64))).backward()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == trained
+    assert not [n for n in trained if n.startswith(("patch_embed", "pos_embed", "layers.2."))] and len(trained) > 20
+
+
+@pytest.mark.parametrize(("middle", "place"), [(True, 8), (False, 0)])
+def test_a_classifiers_weights_lose_their_class_token(middle, place, tmp_path):
+    classifier = Vim(num_classes=5, use_middle_cls_token=middle, **SMALL)
+    torch.save({"model": classifier.state_dict()}, tmp_path / "vim.pth")
+    start = dict(pretrained=str(tmp_path / "vim.pth"), use_middle_cls_token=middle, out_indices=(2,))
+    model = MM_Vim(**start, **SMALL)
+    rows = [i for i in range(17) if i != place]
+    assert torch.equal(model.pos_embed, classifier.pos_embed[:, rows])
+    assert torch.equal(model.layers[1].mixer.A_log, classifier.layers[1].mixer.A_log)
+    assert MM_Vim(**start, **{**SMALL, "img_size": 96}).pos_embed.shape == (1, 36, 16)
+    assert MM_Vim(**start, rms_norm=False, **SMALL).layers[0].norm.bias.eq(0).all()
+    with pytest.raises(WeightsDoNotFit, match="mismatched"):
+        MM_Vim(**start, **{**SMALL, "embed_dim": 32})
+
+
+def test_layers_of_vim_decay():
+    scales = layer_scales(MM_Vim(out_indices=(2,), **SMALL), 0.5)
+    found = [scales[f"{name}"] for name in ("pos_embed", "layers.0.norm.weight", "layers.2.norm.weight")]
+    assert found == [0.5**4, 0.5**3, 0.5] and scales["outnorm_0.weight"] == 1.0
+
+
+@pytest.mark.parametrize("wrong", [dict(feature="sum"), dict(out_indices=(3,)), dict(frozen_stages=4)])
+def test_wrong_arguments_are_told(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        MM_Vim(**{"out_indices": (2,), **wrong}, **SMALL)
+
+
+def test_the_simple_pyramid():
+    norm = dict(type="LN2d")
+    neck = SimpleFPN(16, [4, 8, 16, 16], 12, num_outs=5, norm_cfg=norm)
+    outs = neck((torch.randn(1, 16, 6, 4),))
+    assert [tuple(out.shape[1:]) for out in outs] == [(12, 24, 16), (12, 12, 8), (12, 6, 4), (12, 3, 2), (12, 2, 1)]
+    keys = set(neck.state_dict())
+    assert {"fpn1.0.weight", "fpn1.1.weight", "fpn1.3.bias", "fpn2.0.bias", "lateral_convs.3.conv.weight"} <= keys
+    assert isinstance(neck.fpn_convs[0].norm, LN2d) and "fpn_convs.0.conv.bias" not in keys
+    x = torch.randn(2, 12, 5, 4)
+    mean, spread = x.mean(1, keepdim=True), x.var(1, keepdim=True, unbiased=False)
+    torch.testing.assert_close(LN2d(12, eps=1e-6)(x), (x - mean) / (spread + 1e-6).sqrt())
+    with pytest.raises(UserError, match="in_channels"):
+        SimpleFPN(16, [16, 16, 16, 16], 12)
