@@ -1,4 +1,4 @@
-"""Figures without a display, written whole or not at all."""
+"""Figures without a display, written whole or not at all. They need matplotlib."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def write_figure(figure: Figure, path: Path, dpi: int = 100) -> Path:
-    """Write `figure` as a PNG file, atomically, and return its path. `CheckpointError` when the disk refuses."""
+    """Write `figure` as a file of the kind that its name ends in, atomically, and return its path.
+
+    `CheckpointError` when the disk refuses.
+    """
     data = io.BytesIO()
-    figure.savefig(data, dpi=dpi, format="png")
+    figure.savefig(data, dpi=dpi, format=path.suffix[1:] or "png")
     write_bytes(path, data.getvalue())
     return path
