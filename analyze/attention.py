@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from analyze.attention_maps import ROLLOUT, MapName, normalised, over_image, parse_map, rolled_out, selected
+from analyze.attention_maps import ROLLOUT, normalised, over_image, parse_map, rolled_out, selected
 from analyze.command import folder_of, new_parser, subject_of, tracked
 from analyze.output import Analysis, Output
 from analyze.pictures import pictures
@@ -119,10 +119,8 @@ def maps_of(scans: Mapping[str, Scan], layer: str, query: Query, names: Sequence
             rows = rolled_out(before, token)
         else:
             rows = selected(scan, token, name)
-        if rows.shape[1] < scan.grid[0] * scan.grid[1]:  # the steps of a pooled scan
-            found[text] = rows
-        else:
-            found[text] = over_image(rows, scan)[0]
+        steps = name.selection.startswith("ao") and rows.shape[1] != scan.grid[0] * scan.grid[1]
+        found[text] = rows if steps else over_image(rows, scan)[0]
     return {text: value.cpu() for text, value in found.items()}
 
 
@@ -131,9 +129,7 @@ def default_maps(scan: Scan) -> list[str]:
     return [*(f"a{k}_absnorm_CwBdtw" for k in range(scan.groups)), "all_absnorm_CwBdtw"]
 
 
-def draw(
-    seen: Mapping[str, Image.Image], maps: Mapping[tuple[str, Query], Mapping[str, Tensor]], titles: Mapping[str, str]
-) -> Figure:
+def draw(seen: Mapping[str, Image.Image], maps: Mapping[tuple[str, Query], Mapping[str, Tensor]]) -> Figure:
     """Return a figure with a row for each (image, query): the image with its mark, then an overlay for each map."""
     wide = 1 + max(len(found) for found in maps.values())
     figure = new_figure(2.3 * wide, 2.5 * len(maps))
@@ -146,11 +142,9 @@ def draw(
         line[0].set_title(f"{name}, query {query}", fontsize=8)
         for axes, (text, value) in zip(line[1:], found.items()):
             size = (picture.height, picture.width)
-            strength = F.interpolate(
-                normalised(value.flatten(), "absnorm").view(1, 1, *value.shape), size, mode="nearest"
-            )
-            axes.imshow(overlay(picture, strength[0, 0].float()))
-            axes.set_title(titles.get(text, text), fontsize=8)
+            strength = normalised(value.flatten(), "absnorm").view(1, 1, *value.shape)
+            axes.imshow(overlay(picture, F.interpolate(strength, size, mode="nearest")[0, 0].float()))
+            axes.set_title(text, fontsize=8)
         if query.point is not None:
             y, x = query.point
             for axes in line[: 1 + len(found)]:
@@ -185,7 +179,7 @@ def measure(
                 arrays[f"{name}/{query}/{text}"] = value
                 row, column = divmod(int(value.abs().argmax()), value.shape[1])
                 table.append({"image": name, "query": str(query), "map": text, "greatest at": f"{row},{column}"})
-    output.picture("Attention maps", draw(seen, drawn, {}))
+    output.picture("Attention maps", draw(seen, drawn))
     output.arrays(arrays)
     output.table("Maps", table)
     norm = "absnorm: absolute values over the greatest of the row; norm: from least to greatest to 0..1"
@@ -206,7 +200,8 @@ def main(argv: list[str] | None = None) -> int:
         help="SELECTION[_norm|_absnorm]_MODE or rollout (default: every sequence, and all, of CwBdtw)",
     )  # fmt: skip
     arguments = parser.parse(argv)
-    _: list[MapName] = [parse_map(text) for text in arguments.maps]
+    for text in arguments.maps:
+        parse_map(text)
     subject = subject_of(arguments)
     images = pictures(arguments.images, subject.opened.mode, arguments.count)
     if arguments.list_layers:

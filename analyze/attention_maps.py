@@ -1,9 +1,9 @@
 """Pictures from mixing matrices: which sequences, how scaled, and rolled out over blocks.
 
-A map is named SELECTION[_NORM]_MODE, such as "a0_absnorm_CwBdtw": SELECTION is a0, a1, ... (a sequence, over the image),
-ao0, ao1, ... (a sequence, over its own steps), all (the sum of the sequences) or nall (the mean of the sequences, each
-normalised first); NORM is norm (from the least to the greatest value to 0..1) or absnorm (absolute values over the
-greatest); MODE one of `analyze.scans.MODES`. "rollout" is the roll-out of the absolute exact matrices.
+A map is named SELECTION[_NORM]_MODE, such as "a0_absnorm_CwBdtw". SELECTION is a0, a1, ... (a sequence, over the
+image), ao0, ao1, ... (a sequence, over its own steps), all (the sum of the sequences) or nall (the mean of the
+sequences, each normalised first); NORM is norm (from the least to the greatest value to 0..1) or absnorm (absolute
+values over the greatest); MODE one of `analyze.scans.MODES`. "rollout" is the roll-out of the absolute exact matrices.
 """
 
 from __future__ import annotations
