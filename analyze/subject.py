@@ -32,6 +32,7 @@ class Subject:
     opened: ImageModel
     size: Size
     weights: str
+    channels: int = 3
 
     @property
     def network(self) -> nn.Module:
@@ -72,7 +73,8 @@ def open_subject(
     found = (int(blank.shape[1]), int(blank.shape[2]))
     check_size(opened.network, found)
     opened.network.requires_grad_(False)
-    return Subject(name, opened, found, f"weights {weights.name}" if weights else f"random weights, seed {seed}")
+    told = f"weights {weights.name}" if weights else f"random weights, seed {seed}"
+    return Subject(name, opened, found, told, int(blank.shape[0]))
 
 
 def _built(
@@ -102,11 +104,19 @@ def open_subjects(
     device: str | torch.device | None = None,
     seed: int = 0,
 ) -> list[Subject]:
-    """Return the subject of `model` and `weights`, then those compared with it, each "NAME" or "NAME=WEIGHTS"."""
+    """Return the subject of `model` and `weights`, then those compared with it, each "NAME" or "NAME=WEIGHTS".
+
+    A name that comes again is numbered. All must take images of as many channels.
+    """
     subjects = [open_subject(model, weights, size, device, seed)]
     for text in compared:
         name, _, file = text.partition("=")
         if not name:
             raise UserError(f"--compare {text}: give NAME, or NAME=WEIGHTS")
         subjects.append(open_subject(name, Path(file) if file else None, size, device, seed))
+        again = sum(subject.name.partition(" #")[0] == subjects[-1].name for subject in subjects[:-1])
+        if again:
+            subjects[-1].name += f" #{again + 1}"
+        if subjects[-1].channels != subjects[0].channels:
+            raise UserError(f"--compare {name}: it takes images of other channels than {subjects[0].name}")
     return subjects
