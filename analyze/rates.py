@@ -17,7 +17,7 @@ from vmamba.host_memory import allocated_by, living
 from vmamba.steps import Step, autocast, by_turns, inference_step, synchronize, training_step
 
 MIB = 2**20
-MODES = ("inference", "training", "training without optimizer")
+MODES = ("inference", "training", "training-without-optimizer")
 AMP = ("off", "bfloat16", "float16")
 Size = tuple[int, int]
 

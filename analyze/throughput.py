@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MEMORY = {
-    "cpu": "peak memory: every allocation of PyTorch in a step, its profiler's count, with weights, optimizer and images",
+    "cpu": "peak memory: all that PyTorch allocates in a step, by its profiler, with weights, optimizer and images",
     "cuda": "peak memory: the most that PyTorch's allocator held in a step",
 }
 

@@ -84,7 +84,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_it_says_so():
     assert out_of_memory(torch.OutOfMemoryError("CUDA")) and not out_of_memory(RuntimeError("shape"))
 
 
-@pytest.mark.parametrize("mode", ["training", "training without optimizer"])
+@pytest.mark.parametrize("mode", ["training", "training-without-optimizer"])
 def test_training_steps(mode):
     """Sizes are taken in turn, the given network stays as it is, its copy changes with an optimizer alone."""
     clock = Clock()
