@@ -46,10 +46,10 @@ class Protocol:
         tf32 = "on" if torch.backends.cuda.matmul.allow_tf32 else "off"
         compiled = "eager" if self.compile is None else f"torch.compile, mode {self.compile}"
         return (
-            f"random images, {precision}, TF32 {tf32}, {self.layout}, {compiled}; the device is synchronised before the "
-            f"clock starts and before it stops; {self.warm_up} warm-up steps, then {self.turns} turns of {self.steps} "
-            "steps, the networks by turns; median over the turns, with the least and the most; training is forward, "
-            "cross entropy, backward, and AdamW unless left out"
+            f"random images, {precision}, TF32 {tf32}, {self.layout}, {compiled}; the device is synchronised before "
+            f"the clock starts and before it stops; {self.warm_up} warm-up steps, then {self.turns} turns of "
+            f"{self.steps} steps, the networks by turns; median over the turns, with the least and the most; "
+            "training is forward, cross entropy, backward, and AdamW unless left out"
         )
 
 

@@ -1,4 +1,4 @@
-"""Images per second, latency and memory: ``python -m analyze.throughput --model NAME --compare NAME... --batch 1 32``."""
+"""Images per second, latency, memory: ``python -m analyze.throughput --model NAME --compare NAME... --batch 1 32``."""
 
 from __future__ import annotations
 
