@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from analyze.command import folder_of, new_parser, size_of, tracked
+from analyze.command import folder_of, new_parser, size_of, subject_of, tracked
 from analyze.output import Analysis, Output
 from analyze.subject import DEFAULT, Size
 from vmamba.command_line import parse_size
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 METHOD = (
     "Multiply-accumulates of a forward in evaluation, one image, counted layer by layer on tensors without memory by "
-    "the rules of vmamba.counting: convolutions, linear layers and products their MACs, LayerNorm 5 an element, average "
-    "pooling 1, a scan 9 a step, channel and state and 1 a step and channel for its skip; activations and sums nothing."
+    "the rules of vmamba.counting: convolutions, linear layers and products their MACs, LayerNorm 5 an element, "
+    "average pooling 1, a scan 9 a step, channel and state and 1 a step and channel for its skip; activations and sums nothing."
 )
 
 
@@ -63,7 +63,7 @@ def draw(parts_of: dict[str, list[dict[str, Any]]], sizes: Sequence[dict[str, An
     """Return a figure: the parts of each model at its first size, stacked; and every model over the sizes."""
     figure = new_figure(11, 3.8)
     stacked, grows = figure.subplots(1, 2)
-    for place, (name, rows) in enumerate(parts_of.items()):
+    for place, rows in enumerate(parts_of.values()):
         start = 0.0
         for number, row in enumerate(rows):
             stacked.barh([place], [row["GFLOPs"]], left=start, color=f"C{number % 10}")
@@ -136,8 +136,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     output = Output(folder_of(arguments), "flops", "FLOPs and parameters")
     if arguments.weights is not None and arguments.model is None:
-        from analyze.command import subject_of
-
         if arguments.compare:
             raise UserError("--compare: weights do not change FLOPs; name models by --model and --compare alone")
         subject = subject_of(arguments)
