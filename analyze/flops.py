@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 METHOD = (
     "Multiply-accumulates of a forward in evaluation, one image, counted layer by layer on tensors without memory by "
     "the rules of vmamba.counting: convolutions, linear layers and products their MACs, LayerNorm 5 an element, "
-    "average pooling 1, a scan 9 a step, channel and state and 1 a step and channel for its skip; activations and sums nothing."
+    "average pooling 1, a scan 9 a step, channel and state and 1 a step and channel for its skip; activations and "
+    "sums nothing."
 )
 
 
