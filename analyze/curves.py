@@ -75,7 +75,9 @@ def run(
     output.picture("Curves", draw(logs, chosen, smooth, fit), vector=True)
     output.table("Runs", [rows_of(log, chosen[0] if chosen else None, fit) for log in logs])
     for log in logs:
-        output.table(f"{log.name}, all of it", [{log.unit: x, **row} for x, row in sorted(log.rows.items())])
+        output.table(
+            f"{log.name}, all of it", [{log.unit: x, **row} for x, row in sorted(log.rows.items())], printed=False
+        )
     said = f"; lines smoothed, the past counting {smooth:g} a step" if smooth else ""
     told = f"; dashed, the least-squares line through the last {fit:.0%}" if fit else ""
     return output.close(f"Values as the logs state them, the training loss its mean over the epoch{said}{told}.")

@@ -123,7 +123,7 @@ def _written(
     for name, rows in stages.items():
         output.table(f"Parts of {name}", rows)
     for name, rows in layers.items():
-        output.table(f"Layers of {name}", rows)
+        output.table(f"Layers of {name}", rows, printed=False)
     return output.close(METHOD)
 
 

@@ -38,6 +38,7 @@ class Output:
     def __init__(self, folder: Path, name: str, title: str) -> None:
         self.folder = folder
         self.analysis = Analysis(name, title)
+        self.printed: list[str] = []
         folder.mkdir(parents=True, exist_ok=True)
 
     def picture(self, caption: str, figure: Figure, stem: str = "", vector: bool = False, dpi: int = 100) -> None:
@@ -54,9 +55,11 @@ class Output:
         np.savez_compressed(data, **{name: np.asarray(value) for name, value in arrays.items()})
         write_bytes(self.folder / f"{stem or self.analysis.name}.npz", data.getvalue())
 
-    def table(self, caption: str, rows: Sequence[Row]) -> None:
-        """Keep a table for the JSON file and the report."""
+    def table(self, caption: str, rows: Sequence[Row], printed: bool = True) -> None:
+        """Keep a table for the JSON file and the report, and to be printed at the end."""
         self.analysis.tables[caption] = list(rows)
+        if printed:
+            self.printed.append(caption)
 
     def close(self, method: str) -> Analysis:
         """Write ``NAME.json`` with the tables and the method, print the method, and return everything."""
@@ -66,8 +69,8 @@ class Output:
         about["date"] = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         path = self.folder / f"{self.analysis.name}.json"
         write_text(path, json.dumps(about, indent=1, default=_plain) + "\n")
-        for caption, rows in self.analysis.tables.items():
-            print(f"{caption}\n{as_text(rows)}")
+        for caption in self.printed:
+            print(f"{caption}\n{as_text(self.analysis.tables[caption])}")
         print(f"method: {method}")
         print(f"wrote {path} and {len(self.analysis.pictures)} pictures")
         return self.analysis

@@ -116,15 +116,14 @@ def main(argv: list[str] | None = None) -> int:
 def protocols_of(arguments: Any, sizes: Sequence[Size], mixed: tuple[Size, ...]) -> list[Protocol]:
     """Return a protocol for each mode, precision, size and batch; training takes `mixed` sizes in turn if there are."""
     found = []
-    for mode, amp, size, batch in itertools.product(arguments.modes, arguments.amp, sizes, arguments.batch):
-        steps = arguments.steps
-        each: tuple[Size, ...] = (size,)
-        if mixed and mode != "inference":
-            each, steps = mixed, -(-steps // len(mixed)) * len(mixed)  # whole rounds of the sizes
-        layout = "channels_last" if arguments.channels_last else "contiguous"
-        found.append(
-            Protocol(mode, batch, each, amp, layout, arguments.compile, arguments.warm_up, arguments.turns, steps)
-        )
+    for mode, amp in itertools.product(arguments.modes, arguments.amp):
+        in_turn: list[tuple[Size, ...]] = [mixed] if mixed and mode != "inference" else [(size,) for size in sizes]
+        for each, batch in itertools.product(in_turn, arguments.batch):
+            steps = -(-arguments.steps // len(each)) * len(each)  # whole rounds of the sizes
+            layout = "channels_last" if arguments.channels_last else "contiguous"
+            found.append(
+                Protocol(mode, batch, each, amp, layout, arguments.compile, arguments.warm_up, arguments.turns, steps)
+            )
     return found
 
 

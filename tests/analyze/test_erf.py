@@ -129,8 +129,8 @@ def test_before_and_after(tmp_path, small_weights):
     "argv, words",
     [
         (["--model", "vmamba_tiny_s1l9"], "Did you mean 'vmamba_tiny_s1l8'"),
-        (["--model", "vmamba_tiny_s1l8", "--size", "8"], "does not run on images (1, 3, 8, 8)"),
-        (["--images", "none.png"], "there is no image file or folder none.png"),
+        (["--model", "vanilla_vmamba_tiny", "--size", "3"], "does not run on images (1, 3, 3, 3)"),
+        (["--model", "test_resnet", "--images", "none.png"], "there is no image file or folder none.png"),
         (["--model", "test_resnet", "--before-after"], "all weights are random"),
         (["--model", "test_resnet", "--level", "9"], "level: 9 is not a stage"),
         (["--model", "test_resnet", "--thresholds", "2"], "--thresholds: give parts"),
