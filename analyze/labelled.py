@@ -17,6 +17,7 @@ from analyze.subject import Subject
 from vmamba.errors import UserError
 from vmamba.features import IMAGE_SUFFIXES
 
+DIGITS = "digits"
 HELD_OUT = 5  # every fifth digit
 
 
@@ -39,12 +40,13 @@ class Labelled:
 
 
 def labelled(folder: Path | None, split: str, classes: Sequence[str] = (), count: int | None = None) -> Labelled:
-    """Return a split of ``folder/SPLIT/CLASS/*`` or, for None, of the bundled digits, evenly thinned to `count`.
+    """Return a split of ``folder/SPLIT/CLASS/*`` or, for None or "digits", of the bundled digits, thinned to `count`.
 
     Where `classes` names every folder, its order numbers them; else they are numbered in alphabetical order. Raises
     `UserError` where there is no such folder or no image.
     """
-    found = _digits(split) if folder is None else _folder(folder / split, classes)
+    bundled = folder is None or (str(folder) == DIGITS and not folder.is_dir())
+    found = _digits(split) if folder is None or bundled else _folder(folder / split, classes)
     if count is None or count >= len(found.images):
         return found
     chosen = [round(i * (len(found.images) - 1) / max(count - 1, 1)) for i in range(count)]

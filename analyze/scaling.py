@@ -108,8 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     makers = {s.name: maker(model, weights, s.name) for s, (model, weights) in zip(subjects, words)}
     data = None
     if arguments.data is not None:
-        folder = None if str(arguments.data) == "digits" else arguments.data
-        data = labelled(folder, "val", subjects[0].opened.class_names, arguments.count)
+        data = labelled(arguments.data, "val", subjects[0].opened.class_names, arguments.count)
     output = Output(folder_of(arguments), "scaling", "Over the size of the image")
     run(subjects, sizes, output, arguments.batch, arguments.turns, makers, data)
     return 0

@@ -1,4 +1,4 @@
-"""Figures over sizes; accuracy on labelled folders; features in shards that a cut command finds again; linear probes."""
+"""Figures over sizes; accuracy on labelled folders; features in shards that a cut command finds again; probes."""
 
 from __future__ import annotations
 
