@@ -1,4 +1,4 @@
-"""Draw the pictures of ``docs/analysis.md``: ``python -m analyze.gallery --trained output/vmamba_digits/default/best.pth``.
+"""Draw the pictures of ``docs/analysis.md``: ``python -m analyze.gallery --trained RUN/best.pth``.
 
 Effective receptive fields of five designs with random weights, and of the digits' model before and after training;
 attention maps on three photographs; throughput and scaling of this machine. Each picture is below 200 kB.

@@ -201,6 +201,9 @@ def test_a_roll_out_is_a_product_of_rows_that_sum_to_one(monkeypatch):
     assert torch.allclose(rolled_out(found, every[3:5]), wanted[3:5])
 
 
+VIM = "MODEL: {TYPE: timm, NAME: vim_tiny, NUM_CLASSES: 3, TIMM: {depth: 2, embed_dim: 16, d_state: 4}}"
+
+
 def test_the_command(tmp_path, capsys, small_config):
     clicks = tmp_path / "clicks.json"
     clicks.write_text('[[0, 0.5, 0.25], ["coffee", 0, 1]]')
@@ -218,9 +221,10 @@ def test_the_command(tmp_path, capsys, small_config):
 
 
 def test_the_class_token_and_the_list_of_layers(tmp_path, capsys):
-    argv = ["--model", "vim_tiny", "--size", "32x48", "--count", "1", "--out", str(tmp_path)]
+    (tmp_path / "vim.yaml").write_text(VIM)
+    argv = ["--model", str(tmp_path / "vim.yaml"), "--size", "32x48", "--count", "1", "--out", str(tmp_path)]
     assert attention.main([*argv, "--list-layers"]) == 0
-    assert "layers.23.mixer  2x3 tokens, 2 sequences" in capsys.readouterr().out
+    assert "layers.1.mixer  2x3 tokens, 2 sequences" in capsys.readouterr().out
     assert attention.main([*argv, "--query", "class", "--maps", "all_CwBdtw"]) == 0
     arrays = np.load(tmp_path / "attention.npz")
     assert arrays["astronaut/class/all_CwBdtw"].shape == (2, 3)
