@@ -92,8 +92,8 @@ def rolled_out(scans: Sequence[Scan], queries: Tensor) -> Tensor:
     flow = torch.nn.functional.one_hot(queries, length).double()
     for scan in reversed(scans):
         after = torch.zeros_like(flow)
-        decays = scan.u.shape[2]
-        chunk = max(1, min(length, BUDGET // max(1, length * decays // 8)))
+        wide = max(scan.u.shape[2] // 8, scan.B.shape[2])
+        chunk = max(1, min(length, BUDGET // (length * max(wide, 1))))
         for start in range(0, length, chunk):
             own = torch.arange(start, min(start + chunk, length), device=queries.device)
             rows = torch.zeros(len(own), length, dtype=torch.float64, device=queries.device)

@@ -78,10 +78,14 @@ def measure(
     return output.close(METHOD.format(level=level, used=first.used, source=source or "bundled", skipped=left_out))
 
 
-def over_orders(subject: Subject, orders: list[str]) -> list[Subject]:
-    """Return the subject with each of several scan orders."""
+def over_orders(subject: Subject, orders: list[str], named: bool = False) -> list[Subject]:
+    """Return the subject with each of several scan orders, called by these alone or, if `named`, by its name too."""
     return [
-        replace(subject, name=order, opened=replace(subject.opened, network=with_scan_order(subject.network, order)))
+        replace(
+            subject,
+            name=f"{subject.name}, {order}" if named else order,
+            opened=replace(subject.opened, network=with_scan_order(subject.network, order)),
+        )
         for order in orders
     ]
 
@@ -124,7 +128,8 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--thresholds: give parts of the sum above 0 and up to 1")
     subjects = subjects_of(arguments)
     if arguments.scan_orders:
-        subjects = [changed for subject in subjects for changed in over_orders(subject, arguments.scan_orders)]
+        alone = len(subjects) == 1
+        subjects = [s for subject in subjects for s in over_orders(subject, arguments.scan_orders, named=not alone)]
     images = pictures(arguments.images, subjects[0].opened.mode, arguments.count)
     grid = grid_of(subjects, arguments.before_after, arguments.seed)
     output = Output(folder_of(arguments), "erf", "Effective receptive field")
