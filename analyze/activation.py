@@ -28,7 +28,7 @@ METHOD = (
     "Per stage of {model}: |x|, the length of the feature vector at each position; Grad-CAM, relu of the features "
     "weighted by the mean gradient of the score of {target}; likeness, the cosine with the features at the mark. "
     "Pixels: the gradient of that score at the pixels, its largest size over the colours. Each map over its greatest "
-    "value, enlarged bilinearly. After Selvaraju et al., 2017, and Simonyan et al., 2013."
+    "value, enlarged bilinearly; at most {most} stages, and none whose tokens the score does not read. After Selvaraju et al., 2017, and Simonyan et al., 2013."
 )
 
 
@@ -73,7 +73,7 @@ def measure(
         seen[name] = seen_by(subject.opened.transform, picture.convert(subject.opened.mode), subject.size)
         maps, chosen = stage_maps(subject.network, x, index)
         rows[name] = {"pixels": class_gradient(subject.network, x, chosen)}
-        for stage in shown_stages(maps):
+        for stage in shown_stages([stage for stage in maps if bool(stage.gradient.any())] or maps):
             found = {"|x|": stage.strength(), "Grad-CAM": stage.grad_cam(), "likeness": stage.likeness(point)}
             rows[name] |= {f"{stage.name} {kind}": value for kind, value in found.items()}
         arrays |= {f"{name}/{title}": value for title, value in rows[name].items()}
@@ -84,7 +84,7 @@ def measure(
     output.arrays(arrays)
     output.table("Classes", table)
     target = "the likeliest class" if index is None else f"class {index}"
-    return output.close(METHOD.format(model=subject.described(), target=target))
+    return output.close(METHOD.format(model=subject.described(), target=target, most=MOST_STAGES))
 
 
 @exit_on_user_error

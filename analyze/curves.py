@@ -56,7 +56,7 @@ def rows_of(log: Log, score: str | None, fit: float) -> dict[str, Any]:
     for name in [] if score is None else [score, f"ema_{score}"]:
         best, points = log.best(name), log.points(name)
         if best is not None:
-            row |= {f"best {name}": best[1], f"at {log.unit}": best[0], f"last {name}": points[-1][1]}
+            row |= {f"best {name}": best[1], f"{name} best at": best[0], f"last {name}": points[-1][1]}
             line = line_fit(_last(points, fit)) if fit else None
             row[f"{name} a {log.unit}"] = None if line is None else line[0]
     return row

@@ -28,8 +28,8 @@ from vmamba.weights import write_text
 
 PAGE = "report.html"
 Task = Callable[[Output], Analysis]
-# The roll-out takes every row of every block: as many numbers as tokens, squared, times channels and states.
-MOST_TOKENS = 256
+# Exponentials of a roll-out in one block, above which it is left out: tokens squared, times channels and states.
+MOST_EXPONENTIALS = 100_000_000
 
 
 def tasks(subject: Subject, images: Mapping[str, Image.Image], run: Path | None, quick: bool) -> dict[str, Task]:
@@ -46,7 +46,7 @@ def tasks(subject: Subject, images: Mapping[str, Image.Image], run: Path | None,
         scans = record(subject.network, subject.read(next(iter(few.values()))))
         chosen = scans[attention.choose_layer(scans, None)]
         names = attention.default_maps(chosen)
-        if chosen.length <= MOST_TOKENS and chosen.A.shape[-1] == 1:
+        if chosen.length**2 * chosen.A.numel() <= MOST_EXPONENTIALS:
             names.append(ROLLOUT)
         queries = {name: [attention.Query((0.5, 0.5))] for name in few}
         return attention.measure(subject, few, queries, output, names)

@@ -74,7 +74,9 @@ def test_the_features_are_the_stages_own(kind):
     assert len(maps) == len(wanted)
     for stage, own in zip(maps, wanted, strict=True):
         assert torch.allclose(stage.features, own[0], atol=1e-5), stage.name
-        assert stage.gradient.shape == stage.features.shape and bool(stage.gradient.any())
+        # A score that is read from the class token has no gradient at the last block's other tokens.
+        read = stage is not maps[-1] or kind not in ("token in the middle", "timm's transformer")
+        assert stage.gradient.shape == stage.features.shape and bool(stage.gradient.any()) == read
 
 
 def test_evenly_taken_stages():

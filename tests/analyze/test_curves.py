@@ -101,7 +101,7 @@ def test_the_command(tmp_path, capsys):
     assert curves.main(argv) == 0
     tables = json.loads((tmp_path / "curves.json").read_text())["tables"]
     first, second = tables["Runs"]
-    assert (first["best acc1"], first["at epoch"], first["acc1 a epoch"]) == (20.25, 1, pytest.approx(9.75))
+    assert (first["best acc1"], first["acc1 best at"], first["acc1 a epoch"]) == (20.25, 1, pytest.approx(9.75))
     assert second["best acc1"] == 11.0 and len(tables["vmamba.txt, all of it"]) == 2
     assert (tmp_path / "curves.png").exists() and "<svg" in (tmp_path / "curves.svg").read_text()
     assert "least-squares" in capsys.readouterr().out

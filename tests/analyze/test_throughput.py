@@ -119,13 +119,13 @@ def test_the_peak_memory_is_exact():
 
 
 def test_the_command(tmp_path, capsys, small_config):
-    argv = ["--model", str(small_config), "--compare", "test_resnet", "--batch", "2", "--sizes", "32", "32x48"]
-    argv += ["--modes", "inference", "training", "--warm-up", "1", "--turns", "2", "--out", str(tmp_path)]
+    argv = ["--model", str(small_config), "--compare", "test_resnet", "--batch", "2", "--sizes", "32"]
+    argv += ["--modes", "inference", "training", "--warm-up", "1", "--turns", "1", "--out", str(tmp_path)]
     assert throughput.main([*argv, "--mixed-sizes", "32", "48"]) == 0
     about = json.loads((tmp_path / "throughput.json").read_text())
     rows = about["tables"]["Throughput"]
-    assert len(rows) == 2 * 2 + 2 and all(row["images/s"] > 0 and row["peak MiB"] > 0 for row in rows)
-    assert {row["size"] for row in rows} == {"32x32", "32x48", "32x32, 48x48"}
+    assert len(rows) == 2 + 2 and all(row["images/s"] > 0 and row["peak MiB"] > 0 for row in rows)
+    assert {row["size"] for row in rows} == {"32x32", "32x32, 48x48"}
     for word in ("synchronised", "warm-up", "TF32", "contiguous", "eager", "torch 2.", "median"):
         assert word in about["method"]
     assert about["method"] in capsys.readouterr().out
