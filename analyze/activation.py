@@ -28,7 +28,8 @@ METHOD = (
     "Per stage of {model}: |x|, the length of the feature vector at each position; Grad-CAM, relu of the features "
     "weighted by the mean gradient of the score of {target}; likeness, the cosine with the features at the mark. "
     "Pixels: the gradient of that score at the pixels, its largest size over the colours. Each map over its greatest "
-    "value, enlarged bilinearly; at most {most} stages, and none whose tokens the score does not read. After Selvaraju et al., 2017, and Simonyan et al., 2013."
+    "value, enlarged bilinearly; at most {most} stages, and none whose tokens the score does not read. After Selvaraju "
+    "et al., 2017, and Simonyan et al., 2013."
 )
 
 

@@ -32,8 +32,10 @@ _NAMES = {
     "test_acc1_ema": "ema_acc1", "test_acc5_ema": "ema_acc5", "test_loss_ema": "ema_val_loss",
 }  # fmt: skip
 # What is a score, the higher the better, and what is not one of a whole model.
-_NO_SCORE = ("loss", "lr", "time", "seconds", "grad_norm", "images_per_second", "memory", "step", "iter", "epoch")
-_NO_SCORE += ("parameters", "weight_decay")
+_NO_SCORE = (
+    "loss", "lr", "time", "seconds", "grad_norm", "images_per_second", "memory", "step", "iter", "epoch", "parameters",
+    "weight_decay",
+)  # fmt: skip
 
 
 @dataclass

@@ -66,7 +66,7 @@ def of_ss2d(
     """Return the operands of `vmamba_kernels.ss2d`."""
     if channel_first:
         x, x_dbl = x.permute(0, 2, 3, 1), x_dbl.permute(0, 2, 3, 1)
-    groups, _, rank = dt_weight.shape
+    groups, rank = len(dt_weight), dt_weight.shape[2]
     states = A.shape[1]
     places = scan_order(order, x.shape[1], x.shape[2], device=x.device)  # [K, L]
     u = x.double().flatten(1, 2)[:, places].permute(0, 1, 3, 2)  # [B, K, I, L]
