@@ -46,7 +46,7 @@ def written(tmp_path_factory, small_weights):
     folder = tmp_path_factory.mktemp("report")
     shutil.copy(small_weights, folder / "best.pth")
     (folder / "metrics.csv").write_text("epoch,lr,train_loss,val_loss,acc1\n0,0.1,2.0,1.9,40.0\n1,0.2,1.5,1.4,50.0\n")
-    argv = ["--weights", str(folder / "best.pth"), "--count", "2", "--quick", "--out", str(folder / "out")]
+    argv = ["--weights", str(folder / "best.pth"), "--count", "1", "--quick", "--out", str(folder / "out")]
     assert report.main(argv) == 0
     return folder / "out" / report.PAGE
 
