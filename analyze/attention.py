@@ -146,7 +146,8 @@ def draw(seen: Mapping[str, Image.Image], maps: Mapping[tuple[str, Query], Mappi
             axes.imshow(overlay(picture, F.interpolate(strength, size, mode="nearest")[0, 0].float()))
             axes.set_title(text, fontsize=8)
         if query.point is not None:
-            y, x = query.point
+            cells = max((value.shape for value in found.values()), key=lambda shape: shape[0])
+            y, x = ((min(int(v * n), n - 1) + 0.5) / n for v, n in zip(query.point, cells))  # the token's middle
             for axes in line[: 1 + len(found)]:
                 axes.plot([x * picture.width - 0.5], [y * picture.height - 0.5], "s", mfc="none", mec="red", ms=7)
     return figure

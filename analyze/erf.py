@@ -43,7 +43,8 @@ def draw(fields: Mapping[str, list[tuple[str, Field]]]) -> Figure:
             shown = displayed(field.contribution).numpy()
             axes.imshow(shown, cmap="RdYlGn", vmin=0, vmax=1, interpolation="nearest")
             half, most = squares(field.contribution, (0.5, 0.99))
-            axes.set_title(f"{title}\n{label}: {half.ratio:.0%} holds half, {most.ratio:.0%} 99 %", fontsize=8)
+            told = f"half in {half.ratio:.0%} of the area, 99% in {most.ratio:.0%}"
+            axes.set_title(f"{title}, {label}\n{told}", fontsize=7)
     return figure
 
 

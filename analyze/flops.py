@@ -14,7 +14,7 @@ from analyze.subject import DEFAULT, Size
 from vmamba.command_line import parse_size
 from vmamba.counting import Count, count_model
 from vmamba.errors import UserError, exit_on_user_error
-from vmamba.figures import new_figure
+from vmamba.figures import log_axis, new_figure
 from vmamba.summary import build_on_meta, parts
 
 if TYPE_CHECKING:
@@ -76,7 +76,9 @@ def draw(parts_of: dict[str, list[dict[str, Any]]], sizes: Sequence[dict[str, An
     for name in parts_of:
         points = [(row["pixels"] ** 0.5, row["GFLOPs"]) for row in sizes if row["model"] == name]
         grows.plot(*zip(*points), marker="o", label=name)
-    grows.set(xlabel="side of the image (root of its pixels)", ylabel="GFLOPs (MACs)", xscale="log", yscale="log")
+    grows.set(xlabel="side of the image (root of its pixels)", ylabel="GFLOPs (MACs)")
+    log_axis(grows, "x", [round(row["pixels"] ** 0.5) for row in sizes])
+    log_axis(grows, "y")
     grows.grid(alpha=0.3, which="both")
     grows.legend(fontsize=7)
     return figure

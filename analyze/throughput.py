@@ -13,7 +13,7 @@ from analyze.settings import setting
 from analyze.subject import Subject
 from vmamba.command_line import parse_size
 from vmamba.errors import UserError, exit_on_user_error
-from vmamba.figures import new_figure
+from vmamba.figures import log_axis, new_figure
 from vmamba.host_memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -46,7 +46,10 @@ def draw(rows: Sequence[dict[str, Any]], along: str, figures: Sequence[tuple[str
                 low = [row[column] - row["least"] for row in own]
                 spread = [low, [row["most"] - row[column] for row in own]]
             axes.errorbar(*zip(*points), yerr=spread, marker="o", capsize=2, label=name)
-        axes.set(xlabel=along, ylabel=label, yscale="log")
+        axes.set(xlabel=along, ylabel=label)
+        if column != "top-1":
+            log_axis(axes, "y")
+        log_axis(axes, "x", [_number(row[along]) for row in timed])
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=7)
     return figure
