@@ -51,6 +51,7 @@ def written(tmp_path_factory, small_weights):
     return folder / "out" / report.PAGE
 
 
+@pytest.mark.slow
 def test_the_report_of_a_checkpoint(written):
     text = written.read_text()
     for name, title in report.TITLES.items():

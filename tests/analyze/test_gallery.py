@@ -1,0 +1,35 @@
+"""The gallery's pictures are small, and the page shows those that are there with how they were made."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from analyze import gallery
+from docs.generate.gallery import pictures
+
+
+def test_a_picture_is_made_small(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)
+    path = tmp_path / "noise.png"
+    Image.fromarray(noise).save(path)
+    before = path.stat().st_size
+    assert gallery.shrink(path, before // 3) == path.stat().st_size <= before // 3
+    assert Image.open(path).size == (160, 120)  # fewer colours were enough
+    assert gallery.shrink(path, before // 12) <= before // 12 and Image.open(path).width < 160
+    with pytest.raises(ValueError, match="draw fewer panels"):
+        gallery.shrink(path, 100)
+
+
+def test_the_page_shows_what_is_there(tmp_path):
+    assert pictures(tmp_path) == "There is no picture yet."
+    about = {"title": "Maps", "date": "2026-01-02T03:04", "method": "|M| by hand"}
+    about["pictures"] = {"A map": "a.png", "Gone": "b.png"}
+    (tmp_path / "a.json").write_text(json.dumps(about))
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    text = pictures(tmp_path)
+    assert "**Maps**, 2026-01-02" in text and "![A map](images/a.png)" in text and "b.png" not in text
+    assert r"\|M\| by hand" in text
