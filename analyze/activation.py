@@ -10,13 +10,13 @@ from PIL import Image
 from torch import Tensor
 
 from analyze.attention import Point, parse_query
-from analyze.command import folder_of, new_parser, subject_of, tracked
+from analyze.command import folder_of, new_parser, one_line, subject_of, tracked
 from analyze.output import Analysis, Output
 from analyze.pictures import pictures
 from analyze.stage_maps import StageMap, stage_maps
 from analyze.subject import Subject
 from vmamba.class_names import numbered
-from vmamba.errors import UserError, exit_on_user_error
+from vmamba.errors import UserError
 from vmamba.figures import new_figure
 from vmamba.gradient_pictures import class_gradient, overlay, seen_by
 
@@ -88,7 +88,7 @@ def measure(
     return output.close(METHOD.format(model=subject.described(), target=target, most=MOST_STAGES))
 
 
-@exit_on_user_error
+@one_line
 def main(argv: list[str] | None = None) -> int:
     parser = new_parser("activation", __doc__)
     parser.add_argument("--query", default="0.5,0.5", metavar="Y,X", help="the marked point (default 0.5,0.5)")

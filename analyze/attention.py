@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from analyze.attention_maps import ROLLOUT, normalised, over_image, parse_map, rolled_out, selected
-from analyze.command import folder_of, new_parser, subject_of, tracked
+from analyze.command import folder_of, new_parser, one_line, subject_of, tracked
 from analyze.output import Analysis, Output
 from analyze.pictures import pictures
 from analyze.recording import record
 from analyze.scans import Scan
 from analyze.subject import Subject
-from vmamba.errors import UserError, closest, exit_on_user_error
+from vmamba.errors import UserError, closest
 from vmamba.figures import new_figure
 from vmamba.gradient_pictures import overlay, seen_by
 
@@ -187,7 +187,7 @@ def measure(
     return output.close(METHOD.format(layer=chosen, norm=norm, model=subject.described()))
 
 
-@exit_on_user_error
+@one_line
 def main(argv: list[str] | None = None) -> int:
     parser = new_parser("attention", __doc__)
     parser.add_argument(

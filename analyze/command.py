@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,8 +13,25 @@ from rich.progress import track
 
 from analyze.subject import DEFAULT, Size, Subject, open_subject, open_subjects
 from vmamba.command_line import Parser, parse_size
+from vmamba.errors import UserError, exit_on_user_error
+from vmamba.host_memory import out_of_memory
 
 T = TypeVar("T")
+
+
+def one_line(main: Callable[..., int | None]) -> Callable[..., int]:
+    """Return `main` that tells bad input, and memory that ran out, in one line, with exit code 2."""
+
+    @functools.wraps(main)
+    def wrapped(*args, **kwargs) -> int | None:
+        try:
+            return main(*args, **kwargs)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise UserError("out of memory for one image; give a smaller --size, or another --device") from None
+
+    return exit_on_user_error(wrapped)
 
 
 def new_parser(name: str, description: str | None, *, compare: bool = False, images: bool = True) -> Parser:

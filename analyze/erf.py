@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from analyze.command import folder_of, new_parser, subjects_of, tracked
+from analyze.command import folder_of, new_parser, one_line, subjects_of, tracked
 from analyze.field import THRESHOLDS, Field, displayed, mean_field, squares, with_scan_order
 from analyze.output import Analysis, Output
 from analyze.pictures import pictures
 from analyze.subject import Subject, open_subject
-from vmamba.errors import UserError, exit_on_user_error
+from vmamba.errors import UserError
 from vmamba.figures import new_figure
 from vmamba.models import VSSM, Vim
 
@@ -115,7 +115,7 @@ def _fresh(subject: Subject, seed: int) -> Subject:
     return open_subject(subject.name, None, subject.size, subject.device, seed)
 
 
-@exit_on_user_error
+@one_line
 def main(argv: list[str] | None = None) -> int:
     parser = new_parser("erf", __doc__, compare=True)
     parser.add_argument("--level", type=int, default=-1, metavar="I", help="stage, from the end below 0 (default -1)")

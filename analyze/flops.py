@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from analyze.command import folder_of, new_parser, size_of, subject_of, tracked
+from analyze.command import folder_of, new_parser, one_line, size_of, subject_of, tracked
 from analyze.output import Analysis, Output
 from analyze.subject import DEFAULT, Size
 from vmamba.command_line import parse_size
 from vmamba.counting import Count, count_model
-from vmamba.errors import UserError, exit_on_user_error
+from vmamba.errors import UserError
 from vmamba.figures import log_axis, new_figure
 from vmamba.summary import build_on_meta, parts
 
@@ -129,7 +129,7 @@ def _written(
     return output.close(METHOD)
 
 
-@exit_on_user_error
+@one_line
 def main(argv: list[str] | None = None) -> int:
     parser = new_parser("flops", __doc__, compare=True, images=False)
     parser.add_argument("--sizes", nargs="+", metavar="HxW", help="sizes of the images (default: that of --size)")

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from analyze.rates import out_of_memory
 from analyze.subject import Subject
 from vmamba.errors import UserError
 from vmamba.features import IMAGE_SUFFIXES
+from vmamba.host_memory import out_of_memory
 
 DIGITS = "digits"
 HELD_OUT = 5  # every fifth digit

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from analyze.command import folder_of, new_parser, tracked
+from analyze.command import folder_of, new_parser, one_line, tracked
 from analyze.labelled import labelled
 from analyze.linear import BATCH, EPOCHS, learning_rate, train_probe
 from analyze.output import Output
 from analyze.shards import read_shards, write_shards
 from analyze.subject import Subject, open_subject
 from vmamba.command_line import parse_size
-from vmamba.errors import UserError, exit_on_user_error
+from vmamba.errors import UserError
 from vmamba.weights import write_bytes, write_text
 
 METHOD = (
@@ -70,7 +70,7 @@ def probe(subject: Subject, arguments: Any, folder: Path) -> dict[str, Any]:
     return row
 
 
-@exit_on_user_error
+@one_line
 def main(argv: list[str] | None = None) -> int:
     parser = new_parser("probe", __doc__, images=False)
     parser.add_argument("--data", type=Path, metavar="DIR", help="DIR/{train,val}/CLASS/* (default: bundled digits)")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vmamba.errors import UserError
-from vmamba.host_memory import allocated_by, living
+from vmamba.host_memory import allocated_by, living, out_of_memory
 from vmamba.steps import Step, autocast, by_turns, inference_step, synchronize, training_step
 
 MIB = 2**20
@@ -143,12 +143,6 @@ def _fitting(
             batch //= 2
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out, on a GPU or on the host."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(w in str(error) for w in words)
 
 
 def _peak(step: Step, network: nn.Module, images: Tensor, protocol: Protocol, device: torch.device) -> float:

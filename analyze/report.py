@@ -13,7 +13,7 @@ from PIL import Image
 
 from analyze import activation, attention, curves, erf, flops, scaling, throughput
 from analyze.attention_maps import ROLLOUT
-from analyze.command import folder_of, new_parser, subject_of, tracked
+from analyze.command import folder_of, new_parser, one_line, subject_of, tracked
 from analyze.output import Analysis, Output
 from analyze.page import page
 from analyze.pictures import pictures
@@ -22,7 +22,7 @@ from analyze.recording import record
 from analyze.subject import Subject
 from vmamba.counting import count_model
 from vmamba.doctor import devices, versions
-from vmamba.errors import UserError, exit_on_user_error
+from vmamba.errors import UserError
 from vmamba.run_table import METRICS
 from vmamba.weights import write_text
 
@@ -113,7 +113,7 @@ def write_report(
     return path
 
 
-@exit_on_user_error
+@one_line
 def main(argv: list[str] | None = None) -> int:
     parser = new_parser("report", __doc__)
     parser.add_argument("--run", type=Path, metavar="DIR", help="the run's folder (default: that of the weights)")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from analyze.command import folder_of, new_parser, subjects_of, tracked
+from analyze.command import folder_of, new_parser, one_line, subjects_of, tracked
 from analyze.labelled import Labelled, labelled, top1
 from analyze.output import Analysis, Output
 from analyze.rates import Protocol, Size, measure, rows_of
@@ -16,7 +16,7 @@ from analyze.subject import Subject, open_subject
 from analyze.throughput import MEMORY, draw
 from vmamba.command_line import parse_size
 from vmamba.counting import check_size, count_model
-from vmamba.errors import UserError, exit_on_user_error
+from vmamba.errors import UserError
 
 SIZES = ("224", "288", "384", "512", "640", "768", "1024")
 FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0)
@@ -81,7 +81,7 @@ def run(
     return output.close(f"{protocol.described()}; {MEMORY[device.type]}{accuracy}. {setting(device)}")
 
 
-@exit_on_user_error
+@one_line
 def main(argv: list[str] | None = None) -> int:
     parser = new_parser("scaling", __doc__, compare=True, images=False)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), metavar="HxW", help=f"default {' '.join(SIZES)}")

@@ -6,13 +6,13 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from analyze.command import folder_of, new_parser, subjects_of, tracked
+from analyze.command import folder_of, new_parser, one_line, subjects_of, tracked
 from analyze.output import Analysis, Output
 from analyze.rates import AMP, MODES, Protocol, Size, measure, rows_of
 from analyze.settings import setting
 from analyze.subject import Subject
 from vmamba.command_line import parse_size
-from vmamba.errors import UserError, exit_on_user_error
+from vmamba.errors import UserError
 from vmamba.figures import log_axis, new_figure
 from vmamba.host_memory import keep_freed_memory
 
@@ -85,7 +85,7 @@ def run(
     )
 
 
-@exit_on_user_error
+@one_line
 def main(argv: list[str] | None = None) -> int:
     parser = new_parser("throughput", __doc__, compare=True, images=False)
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8], metavar="N", help="batches (default 1 8)")

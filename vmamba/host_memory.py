@@ -1,4 +1,4 @@
-"""The memory of tensors on the CPU: how much a call takes, and how the C library gives it."""
+"""Memory of tensors: how much a call takes on the CPU, how the C library gives it, and whether it ran out."""
 
 from __future__ import annotations
 
@@ -48,3 +48,9 @@ def allocated_by(step: Step) -> int:
 def living(model: torch.nn.Module, optimizer_copies: int, images: torch.Tensor) -> int:
     """Return the bytes of the weights, of what AdamW keeps of them and of the images."""
     return (1 + optimizer_copies) * sum(p.nbytes for p in model.parameters()) + images.nbytes
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, on a GPU or on the host."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(w in str(error) for w in words)

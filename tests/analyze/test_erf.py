@@ -145,6 +145,15 @@ def test_bad_words(tmp_path, monkeypatch, capsys, argv, words):
     assert error.startswith("error: ") and error.count("\n") == 1 and words in error
 
 
+def test_memory_that_runs_out_is_one_line(tmp_path, monkeypatch, capsys):
+    def fails(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(erf, "measure", fails)
+    assert erf.main(["--model", "test_resnet", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "error: out of memory for one image; give a smaller --size, or another --device\n"
+
+
 def test_weights_that_do_not_fit(tmp_path, capsys, small_weights):
     assert erf.main(["--model", "test_resnet", "--weights", str(small_weights), "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err

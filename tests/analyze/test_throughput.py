@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from analyze import throughput
-from analyze.rates import Protocol, Rate, measure, out_of_memory, rows_of
+from analyze.rates import Protocol, Rate, measure, rows_of
+from vmamba.host_memory import out_of_memory
 from vmamba.steps import by_turns, training_step
 
 CPU = torch.device("cpu")
