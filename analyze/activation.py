@@ -68,7 +68,9 @@ def measure(
 ) -> Analysis:
     """Write overlays and arrays of every image, and the class that each map is of."""
     rows: dict[str, dict[str, Tensor]] = {}
-    seen, arrays, table = {}, {}, []
+    seen: dict[str, Image.Image] = {}
+    arrays: dict[str, Tensor] = {}
+    table: list[dict[str, Any]] = []
     for name, picture in tracked(list(images.items()), "activation"):
         x = subject.read(picture)
         seen[name] = seen_by(subject.opened.transform, picture.convert(subject.opened.mode), subject.size)

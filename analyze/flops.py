@@ -30,7 +30,7 @@ METHOD = (
 
 def stage_rows(model: nn.Module, count: Count) -> list[dict[str, Any]]:
     """Return a row for each part of a model, as `vmamba.summary` shows them, and one for what lies outside of them."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     rest = [count.parameters, count.macs]
     for name in parts(model):
         parameters = sum(p.numel() for p in model.get_submodule(name).parameters())

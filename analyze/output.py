@@ -52,7 +52,7 @@ class Output:
     def arrays(self, arrays: Mapping[str, Any], stem: str = "") -> None:
         """Write arrays as a compressed NPZ file."""
         data = io.BytesIO()
-        np.savez_compressed(data, **{name: np.asarray(value) for name, value in arrays.items()})
+        np.savez_compressed(data, **{name: np.asarray(value) for name, value in arrays.items()})  # type: ignore[arg-type]
         write_bytes(self.folder / f"{stem or self.analysis.name}.npz", data.getvalue())
 
     def table(self, caption: str, rows: Sequence[Row], printed: bool = True) -> None:

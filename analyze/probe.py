@@ -54,12 +54,10 @@ def probe(subject: Subject, arguments: Any, folder: Path) -> dict[str, Any]:
     classes = max(max(data.labels) for data in sets.values()) + 1
     classifier = getattr(subject.network, "get_classifier", lambda: None)()
     head = classifier if isinstance(classifier, torch.nn.Linear) and not arguments.reinit else None
-    parts = {split: tuple(t.to(subject.device) for t in read_shards(place, split)) for split in sets}
     if head is not None:
         classes = max(classes, head.out_features)
-    found, linear = train_probe(
-        parts["train"], parts["val"], classes, rate, head, arguments.epochs, seed=arguments.seed
-    )
+    train, held_out = (read_shards(place, split, subject.device) for split in sets)
+    found, linear = train_probe(train, held_out, classes, rate, head, arguments.epochs, seed=arguments.seed)
     row = {"size": size, "lr": rate, "training images": len(sets["train"].images)}
     row |= {"held-out images": len(sets["val"].images), "top-1 before": found.before, "top-1": found.last}
     row |= {"best top-1": found.best, "at epoch": found.at, "note": "; ".join(notes)}

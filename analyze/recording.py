@@ -99,7 +99,7 @@ class _Recorder(TorchDispatchMode):
 def _grid(module: nn.Module, args: tuple[Any, ...]) -> tuple[int, int]:
     if isinstance(module, SS2D):
         shape = args[0].shape
-        return tuple(shape[2:]) if module.channel_first else tuple(shape[1:3])  # type: ignore[return-value]
+        return (shape[2], shape[3]) if module.channel_first else (shape[1], shape[2])
     grid = args[1] if len(args) > 1 else None
     if grid is None or len(grid) != 2:
         raise UserError(f"model: its tokens are the grid {grid}, not rows and columns of an image; name Vim or FastVim")

@@ -66,7 +66,7 @@ def _parts(folder: Path, data: Labelled, split: str, size: int):
         yield folder / f"{split}_{number:05d}.safetensors", data.images[own], list(data.labels[own])
 
 
-def read_shards(folder: Path, split: str) -> tuple[Tensor, Tensor]:
-    """Return the features [n, C] and labels [n] of all shards of a split."""
-    parts = [load_file(path) for path in sorted(folder.glob(f"{split}_*.safetensors"))]
+def read_shards(folder: Path, split: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Return the features [n, C] and labels [n] of all shards of a split, on a device."""
+    parts = [load_file(path, str(device)) for path in sorted(folder.glob(f"{split}_*.safetensors"))]
     return torch.cat([part["features"] for part in parts]), torch.cat([part["labels"] for part in parts])
