@@ -82,7 +82,7 @@ def maps(folder: Path) -> list[Analysis]:
     return found
 
 
-def rates(folder: Path, designs: Sequence[str] = TIMED, turns: int = 5) -> list[Analysis]:
+def rates(folder: Path, designs: Sequence[str] = TIMED, turns: int = 3) -> list[Analysis]:
     """Draw throughput and scaling of this machine."""
     kept = keep_freed_memory()
     subjects: list[Subject] = open_subjects(designs[0], None, designs[1:])
