@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
+from torch import nn
 
 from analyze import attention, erf, scaling, throughput
 from analyze.command import tracked
@@ -29,26 +30,40 @@ TIMED = ("vmamba_tiny_s1l8", "vim_tiny", "fastvim_tiny", "resnet50")
 SIZES = ((224, 224), (320, 320), (448, 448), (640, 640))
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")
 MOST_BYTES = 200_000
-COLOURS = (256, 192, 128, 96, 64, 32)
+# Pixels first, then colours: what is tried until a picture is small enough.
+SHRUNK = [(scale, colours) for colours in (256, 128, 64, 32) for scale in (1.0, 0.85, 0.75, 0.65, 0.5)]
 
 
 def shrink(path: Path, most: int = MOST_BYTES) -> int:
-    """Make a PNG file smaller until it has at most `most` bytes, by fewer colours, then pixels; return its size."""
+    """Make a PNG file smaller until it has at most `most` bytes, by fewer pixels, then colours; return its size."""
     image = Image.open(path).convert("RGB")
-    for scale in (1.0, 0.8, 0.65, 0.5):
+    for scale, colours in SHRUNK:
         size = (round(image.width * scale), round(image.height * scale))
-        for colours in COLOURS:
-            data = io.BytesIO()
-            image.resize(size, Image.Resampling.LANCZOS).quantize(colours).save(data, "PNG", optimize=True)
-            if data.tell() <= most:
-                write_bytes(path, data.getvalue())
-                return data.tell()
+        data = io.BytesIO()
+        image.resize(size, Image.Resampling.LANCZOS).quantize(colours).save(data, "PNG", optimize=True)
+        if data.tell() <= most:
+            write_bytes(path, data.getvalue())
+            return data.tell()
     raise ValueError(f"{path}: it cannot be made smaller than {most} bytes; draw fewer panels")
+
+
+def with_open_branches(subject: Subject) -> None:
+    """Set batch norms that a design starts at zero to one, and say so in its name.
+
+    timm's ResNet starts with residual branches that give nothing, and would see by its shortcuts alone.
+    """
+    closed = [m for m in subject.network.modules() if isinstance(m, nn.BatchNorm2d) and not m.weight.any()]
+    for norm in closed:
+        nn.init.ones_(norm.weight)
+    if closed:
+        subject.name += ", branches open"
 
 
 def fields(folder: Path, trained: Path | None) -> list[Analysis]:
     """Draw the effective receptive fields of the designs, and of trained weights beside untrained ones."""
     subjects = open_subjects(DESIGNS[0], None, DESIGNS[1:], None, "auto")
+    for subject in subjects:
+        with_open_branches(subject)
     found = [
         erf.measure(
             {"random weights": subjects},
