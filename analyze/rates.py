@@ -147,13 +147,17 @@ def _fitting(
 
 def _peak(step: Step, network: nn.Module, images: Tensor, protocol: Protocol, device: torch.device) -> float:
     """MiB of tensors at the peak of a step, with weights, what AdamW keeps, and the images of one batch."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        for _ in protocol.sizes:
-            step()
+    most = 0
+    for _ in protocol.sizes:
+        if device.type == "cpu":
+            most = max(most, allocated_by(step))
+            continue
         synchronize(device)
-        return torch.cuda.max_memory_allocated(device) / MIB
-    most = max(allocated_by(step) for _ in protocol.sizes)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)  # other networks' too
+        step()
+        synchronize(device)
+        most = max(most, torch.cuda.max_memory_allocated(device) - before)
     copies = 2 if protocol.mode == "training" else 0
     return (most + living(network, copies, images)) / MIB
 

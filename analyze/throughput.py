@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MEMORY = {
     "cpu": "peak memory: all that PyTorch allocates in a step, by its profiler, with weights, optimizer and images",
-    "cuda": "peak memory: the most that PyTorch's allocator held in a step",
+    "cuda": "peak memory: the most that PyTorch's allocator held in a step, with weights, optimizer and images",
 }
 
 
@@ -81,7 +81,7 @@ def run(
     output.table("Throughput", rows)
     kept = "kept" if memory_kept else "returned"
     return output.close(
-        f"{protocols[0].described()}; {MEMORY[device.type]}; freed host memory {kept}. {setting(device)}"
+        f"{' Or: '.join(dict.fromkeys(p.described() for p in protocols))}; {MEMORY[device.type]}; freed host memory {kept}. {setting(device)}"
     )
 
 
