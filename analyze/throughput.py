@@ -80,9 +80,8 @@ def run(
     output.picture("Throughput, latency and memory", draw(rows, along, panels), vector=True)
     output.table("Throughput", rows)
     kept = "kept" if memory_kept else "returned"
-    return output.close(
-        f"{' Or: '.join(dict.fromkeys(p.described() for p in protocols))}; {MEMORY[device.type]}; freed host memory {kept}. {setting(device)}"
-    )
+    told = " Or: ".join(dict.fromkeys(protocol.described() for protocol in protocols))
+    return output.close(f"{told}; {MEMORY[device.type]}; freed host memory {kept}. {setting(device)}")
 
 
 @one_line
