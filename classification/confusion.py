@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from classification.findings import Findings
-from classification.pictures import new_figure, write_figure
+from vmamba.figures import new_figure, write_figure
 from vmamba.weights import write_text
 
 CONFUSION, CONFUSION_TABLE = "confusion.png", "confusion.csv"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from classification.pictures import new_figure, write_figure
-from classification.records import METRICS, read_metrics
 from vmamba.errors import UserError, exit_on_user_error
+from vmamba.figures import new_figure, write_figure
+from vmamba.run_table import METRICS, read_metrics
 
 CURVES = "curves.png"
 _PANELS = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from torch import nn
 
 from classification.data import Data
 from classification.world import World
+from vmamba.devices import processor_name
 from vmamba.doctor import devices, versions
 from vmamba.weights import write_text
 from vmamba_kernels import native
@@ -43,7 +43,7 @@ def write_environment(folder: Path, data: Data, network: nn.Module, world: World
     everything = {
         "start": start,
         "versions": dict(versions()),
-        "cpu": {"name": _cpu_name(), "cores": os.cpu_count(), "memory_gib": _memory_gib()},
+        "cpu": {"name": processor_name(), "cores": os.cpu_count(), "memory_gib": _memory_gib()},
         "devices": dict(devices()),
         "used_device": str(world.device),
         "backends": _backends(world.device.type),
@@ -106,16 +106,6 @@ def _backends(device: str) -> dict[str, dict[str, str]]:
     return {
         row.operator: {"backend": row.backend, "not": row.reason} for row in native.explain() if row.device == device
     }
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _memory_gib() -> float | None:

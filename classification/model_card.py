@@ -15,11 +15,11 @@ from yacs.config import CfgNode
 from classification.config import as_plain, changed_keys
 from classification.curves import CURVES
 from classification.defaults import defaults
-from classification.records import METRICS, read_metrics
 from vmamba.counting import count_model
 from vmamba.errors import UserError, exit_on_user_error
 from vmamba.models.from_config import model_from_config
 from vmamba.preprocess import image_size
+from vmamba.run_table import METRICS, read_metrics
 from vmamba.weights import write_text
 
 CARD = "README.md"

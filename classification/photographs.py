@@ -4,21 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from vmamba.photographs import photographs
 
-# ImageNet's average image has about this area, and its files are JPEG.
-AREA, QUALITY = 500 * 375, 90
-
-
-def photographs() -> dict[str, Image.Image]:
-    """Return the bundled photographs in colour, by name, each scaled to the area of ImageNet's average image."""
-    from skimage import data
-    from sklearn.datasets import load_sample_images
-
-    flower = dict(zip(("china", "flower"), load_sample_images().images))
-    arrays = {name: getattr(data, name)() for name in ("astronaut", "chelsea", "coffee", "rocket")} | flower
-    return {name: _scaled(Image.fromarray(np.asarray(array)).convert("RGB")) for name, array in arrays.items()}
+QUALITY = 90  # ImageNet's files are JPEG
 
 
 def write_photographs(root: Path, train: int, held_out: int) -> int:
@@ -36,8 +24,3 @@ def write_photographs(root: Path, train: int, held_out: int) -> int:
             picture.save(path, quality=QUALITY)
             sizes.append(path.stat().st_size)
     return sum(sizes) // len(sizes)
-
-
-def _scaled(picture: Image.Image) -> Image.Image:
-    factor = (AREA / (picture.width * picture.height)) ** 0.5
-    return picture.resize((round(picture.width * factor), round(picture.height * factor)), Image.Resampling.BICUBIC)

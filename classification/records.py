@@ -14,9 +14,10 @@ from yacs.config import CfgNode
 
 from classification.trackers import open_trackers
 from vmamba.errors import UserError
+from vmamba.run_table import METRICS, read_metrics
 from vmamba.weights import write_text
 
-METRICS, METRICS_LINES = "metrics.csv", "metrics.jsonl"
+METRICS_LINES = "metrics.jsonl"
 COLUMNS = (
     "epoch",
     "lr",
@@ -67,22 +68,6 @@ class Records:
         """Let the trackers send what is left."""
         for tracker in self._trackers:
             tracker.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a ``metrics.csv`` as numbers; empty cells are None. `UserError` for what is no such table."""
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = list(table := csv.DictReader(file))
-        if table.fieldnames and "epoch" not in table.fieldnames:
-            raise KeyError("epoch")
-        return [
-            {name: int(value) if name == "epoch" else float(value) if value else None for name, value in row.items()}
-            for row in rows
-            if row["epoch"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no table of epochs ({type(error).__name__}: {error})") from None
 
 
 def _without_gaps(row: dict[str, Any]) -> dict[str, Any]:

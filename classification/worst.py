@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 
 from classification.findings import Findings
-from classification.pictures import new_figure, write_figure
+from vmamba.figures import new_figure, write_figure
 from vmamba.weights import write_text
 
 WORST_PICTURE, WORST_TABLE = "worst.png", "worst.csv"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -30,6 +32,15 @@ def receptive_field(network: nn.Module, x: Tensor, level: int = -1) -> Tensor:
     field of one image: the effective receptive field of a network is its mean over many. Source: Luo et al.,
     "Understanding the Effective Receptive Field in Deep Convolutional Neural Networks", 2016.
     """
+    at_centre = stage_centre(network, level)
+    return _size_of_gradient(lambda image: at_centre(image)[0].sum(), x)
+
+
+def stage_centre(network: nn.Module, level: int = -1) -> Callable[[Tensor], Tensor]:
+    """Return the function from images [B, C, H, W] to the features [B, c] at the central position of a stage.
+
+    Raises `UserError` for a network without ``forward_intermediates``, and for a stage that it does not have.
+    """
     intermediates = getattr(network, "forward_intermediates", None)
     if not callable(intermediates):
         raise UserError(f"model: {type(network).__name__} has no forward_intermediates; name a model of vmamba or timm")
@@ -37,11 +48,11 @@ def receptive_field(network: nn.Module, x: Tensor, level: int = -1) -> Tensor:
     if not -stages <= level < stages:
         raise UserError(f"level: {level} is not a stage; this model has 0 to {stages - 1}")
 
-    def centre(image: Tensor) -> Tensor:
-        (stage,) = intermediates(image, indices=[level % stages], intermediates_only=True)
-        return stage[0, :, stage.shape[2] // 2, stage.shape[3] // 2].sum()
+    def centre(images: Tensor) -> Tensor:
+        (stage,) = intermediates(images, indices=[level % stages], intermediates_only=True)
+        return stage[:, :, stage.shape[2] // 2, stage.shape[3] // 2]
 
-    return _size_of_gradient(centre, x)
+    return centre
 
 
 def _size_of_gradient(value, x: Tensor) -> Tensor:

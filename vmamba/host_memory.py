@@ -1,9 +1,13 @@
-"""How the C library gives memory to tensors on the CPU."""
+"""Memory of tensors: how much a call takes on the CPU, how the C library gives it, and whether it ran out."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
+
+import torch
+
+from vmamba.steps import Step
 
 # From glibc's <malloc.h>.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
@@ -21,3 +25,32 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return all([mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, -1), mallopt(_TOP_PAD, 64 << 20)])
+
+
+def allocated_by(step: Step) -> int:
+    """Return the most bytes of the CPU allocator that lived at once in a call, above those that lived before it.
+
+    Every allocation and release in the call counts, as PyTorch's profiler tells them.
+    """
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
+        step()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    if not events:
+        raise RuntimeError("the profiler of this torch reports no allocations")
+    now = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+def living(model: torch.nn.Module, optimizer_copies: int, images: torch.Tensor) -> int:
+    """Return the bytes of the weights, of what AdamW keeps of them and of the images."""
+    return (1 + optimizer_copies) * sum(p.nbytes for p in model.parameters()) + images.nbytes
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, on a GPU or on the host."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(w in str(error) for w in words)

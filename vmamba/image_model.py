@@ -16,7 +16,15 @@ from vmamba.class_names import described, imagenet_names, numbered
 from vmamba.devices import choose_device
 from vmamba.errors import UserError
 from vmamba.models.from_config import input_channels, model_from_config
-from vmamba.preprocess import IMAGE_ERRORS, evaluation_transform, image_mode, in_mode, read_image, turned_upright
+from vmamba.preprocess import (
+    IMAGE_ERRORS,
+    evaluation_transform,
+    image_mode,
+    in_mode,
+    read_image,
+    turned_upright,
+    with_size,
+)
 from vmamba.weights import CheckpointError, load_checkpoint, load_weights
 
 _NEXT_STEP = "name a checkpoint that the trainer wrote"
@@ -62,23 +70,23 @@ class ImageModel:
         return [(names[c], p) for c, p in zip(classes.tolist(), probabilities.tolist())]
 
 
-def from_checkpoint(weights: str | Path, device: str | torch.device | None = None) -> ImageModel:
+def from_checkpoint(
+    weights: str | Path, device: str | torch.device | None = None, size: tuple[int, int] | None = None
+) -> ImageModel:
     """Return the network that the trainer wrote to a checkpoint, with its transform and class names.
 
     The averaged weights are used where the checkpoint has them. Classes are numbers where it names fewer than the model
-    tells apart. Raises `CheckpointError` for a file without a configuration or with weights that do not fit it.
+    tells apart. `size` is another (height, width) of images than the trained one. Raises `CheckpointError` for a file
+    without a configuration or with weights that do not fit it.
     """
-    return _from_payload(load_checkpoint(weights), weights, device)
-
-
-def _from_payload(payload: Mapping[str, Any], weights: str | Path, device: Any) -> ImageModel:
+    payload = load_checkpoint(weights)
     config = payload.get("config")
     if not isinstance(config, dict) or not isinstance(config.get("MODEL"), dict):
         raise CheckpointError(f"{weights} holds no configuration; {_NEXT_STEP}")
     chosen = choose_device(device)
     try:
         network: nn.Module = model_from_config(config)
-        transform = evaluation_transform(config)
+        transform = evaluation_transform(with_size(config, size))
         mode = image_mode(input_channels(config))
         count = int(config["MODEL"]["NUM_CLASSES"])
     except UserError as error:
@@ -97,16 +105,21 @@ def _names(payload: Mapping[str, Any], count: int) -> list[str]:
     return described(numbered(names, count))
 
 
-def from_network(network: nn.Module, device: str | torch.device | None = None) -> ImageModel:
+def from_network(
+    network: nn.Module, device: str | torch.device | None = None, size: tuple[int, int] | None = None
+) -> ImageModel:
     """Return `network` itself, put into evaluation, with the transform that timm keeps for it or ImageNet's.
 
-    None leaves it on its device. The classes have ImageNet's names where there are 1000 of them.
+    None leaves it on its device. `size` is another (height, width) of images than the network's own. The classes have
+    ImageNet's names where there are 1000 of them.
     """
     from timm.data import create_transform, resolve_data_config
 
     first = next(network.parameters(), torch.empty(0))
     chosen = first.device if device is None else choose_device(device)
     settings: Any = resolve_data_config({}, model=network)
+    if size is not None:
+        settings["input_size"] = (settings["input_size"][0], *size)
     transform: Any = create_transform(**settings, is_training=False)
     mode = image_mode(int(settings["input_size"][0]))
     count = int(getattr(network, "num_classes", 0) or 0)
@@ -121,19 +134,26 @@ def from_name(name: str, weights: str | Path | None = None, device: str | torch.
     name, `CheckpointError` where the weights cannot be had or do not fit.
     """
     from vmamba import create_model
-    from vmamba.weights import find_state_dict
 
     if weights is None:
         return from_network(create_model(name, pretrained=True), device or "auto")
     payload = load_checkpoint(weights)
-    head = [v for k, v in find_state_dict(payload, prefer_ema=True).items() if k.endswith("head.weight")]
-    classes = int(head[-1].shape[0]) if head else 1000
+    classes = classes_of(payload) or 1000
     network = create_model(name, num_classes=classes)
     load_weights(network, payload, prefer_ema=True, quiet=True)
     found = from_network(network, device or "auto")
     if payload.get("class_names"):
         found.class_names = _names(payload, classes)
     return found
+
+
+def classes_of(payload: Mapping[str, Any]) -> int | None:
+    """Return how many classes the weights of a checkpoint tell apart, None where they have no linear head."""
+    from vmamba.weights import find_state_dict
+
+    state = find_state_dict(payload, prefer_ema=True)
+    heads = [v for k, v in state.items() if k.endswith(("head.weight", "head.fc.weight")) or k == "fc.weight"]
+    return int(heads[-1].shape[0]) if heads else None
 
 
 def open_model(

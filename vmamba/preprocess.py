@@ -62,6 +62,11 @@ def image_size(config: Mapping[str, Any]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
+def with_size(config: Mapping[str, Any], size: tuple[int, int] | None) -> Mapping[str, Any]:
+    """Return the configuration for images of another (height, width), or itself for None."""
+    return config if size is None else {**config, "DATA": {**config["DATA"], "IMG_SIZE": list(size)}}
+
+
 def image_mode(channels: int) -> str:
     """Return the PIL mode of images with that many channels; `UserError` where there is none."""
     modes = {1: "L", 3: "RGB", 4: "RGBA"}

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-from pathlib import Path
-from typing import Any
-
 import torch
 from torch import nn
 
+from vmamba.building import build
 from vmamba.command_line import Parser, parse_size
 from vmamba.counting import Activations, Count, activation_memory, count_model
-from vmamba.errors import UserError, closest, exit_on_user_error
+from vmamba.errors import UserError, exit_on_user_error
 
 _METHOD = """\
 FLOPs are multiply-accumulates (MACs) of a forward in evaluation, by the rules of vmamba.counting.
@@ -25,41 +22,9 @@ DEVICES = ("cpu", "cuda")
 
 
 def build_on_meta(target: str, size: tuple[int, int] | None = None) -> tuple[nn.Module, tuple[int, int]]:
-    """Return the model that `target` names, without memory, and the image size to show it at.
-
-    `target` is a model of ours or timm's by name, or a yaml file of the trainer; `size` None is the model's own. A timm
-    model of fixed size is built for `size` where it takes one. Raises `UserError` for an unknown name or a bad file.
-    """
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if target.endswith((".yaml", ".yml")) or Path(target).is_file():
-            from vmamba.models.config_file import read_model_config
-            from vmamba.models.from_config import model_from_config
-            from vmamba.preprocess import image_size
-
-            config = read_model_config(target)
-            return model_from_config(config), size or image_size(config)
-        return _by_name(target, size)
-
-
-def _by_name(name: str, size: tuple[int, int] | None) -> tuple[nn.Module, tuple[int, int]]:
-    import timm
-
-    from vmamba.models import model_names
-
-    if not timm.is_model(name):
-        hint = closest(name, [*model_names(), *timm.list_models()])
-        raise UserError(f"unknown model '{name}'.{hint} Name one of vmamba.list_models(), of timm, or a yaml file.")
-    own = timm.models.get_pretrained_cfg(name)
-    _, height, width = own.input_size if own is not None and own.input_size else (3, 224, 224)
-    built = (height, width)
-    options: dict[str, Any] = {}
-    if size and size != built and own is not None and own.fixed_input_size:
-        options["img_size"] = size
-    try:
-        return timm.create_model(name, **options), size or built
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise UserError(f"{name} cannot be built here: {error}") from error
+    """Return the model that `target` names, without memory, and the image size; see `vmamba.building.build`."""
+    with torch.device("meta"):
+        return build(target, size)
 
 
 def summary(model: nn.Module, size: int | tuple[int, int] = 224, batch: int = 1, device: str = "cpu") -> str:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,9 +20,9 @@ import vmamba.models  # noqa: F401  registers the models with timm
 from vmamba.host_memory import keep_freed_memory
 from vmamba.models import SS2D
 from vmamba.models.layers import Mlp
+from vmamba.steps import Step, autocast, by_turns, inference_step, training_step
 
 NETWORKS = ("vmamba_tiny_s1l8", "vmamba_tiny_s1l8/unfused", "swin_tiny_patch4_window7_224", "convnext_tiny")
-Step = Callable[[], object]
 
 
 def build(name: str, device: torch.device) -> torch.nn.Module:
@@ -43,41 +41,6 @@ def build(name: str, device: torch.device) -> torch.nn.Module:
     return model
 
 
-def inference_step(model: torch.nn.Module, images: torch.Tensor) -> Step:
-    model.eval()
-
-    def step() -> None:
-        with torch.inference_mode():
-            model(images)
-
-    return step
-
-
-def training_step(model: torch.nn.Module, images: torch.Tensor) -> Step:
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    labels = torch.arange(len(images), device=images.device)
-
-    def step() -> None:
-        loss = torch.nn.functional.cross_entropy(model(images).float(), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def seconds(step: Step, device: torch.device, count: int) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    for _ in range(count):
-        step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - start) / count
-
-
 def prepared(name: str, mode: str, args: argparse.Namespace) -> Step:
     """A warm step of a network."""
     device = torch.device(args.device)
@@ -93,14 +56,6 @@ def prepared(name: str, mode: str, args: argparse.Namespace) -> Step:
     return step
 
 
-def autocast(step: Step, device_type: str, dtype: torch.dtype) -> Step:
-    def wrapped() -> None:
-        with torch.autocast(device_type, dtype):
-            step()
-
-    return wrapped
-
-
 def measure(mode: str, args: argparse.Namespace, report: Report) -> None:
     """A row for each network: images per second of a mode, or why there are none."""
     steps: dict[str, Step] = {}
@@ -110,11 +65,8 @@ def measure(mode: str, args: argparse.Namespace, report: Report) -> None:
         except (RuntimeError, AssertionError) as error:  # out of memory, or an image size that a network refuses
             report.add(network=name, mode=mode, ms=None, skipped=str(error).splitlines()[0][:120])
             print(f"{mode:9}  {name:32} skipped: {report.rows[-1]['skipped']}")
-    device = torch.device(args.device)
-    speeds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(args.turns):
-        for name, step in steps.items():
-            speeds[name].append(args.batch / seconds(step, device, args.steps))
+    times = by_turns(steps, torch.device(args.device), args.turns, args.steps)
+    speeds = {name: [args.batch / t for t in taken] for name, taken in times.items()}
     first = statistics.median(next(iter(speeds.values()), [1.0]))
     for name, values in speeds.items():
         median = statistics.median(values)

@@ -16,31 +16,14 @@ import sys
 from pathlib import Path
 
 import torch
-from backbone import Step, autocast, build, training_step
+from backbone import build
 from report import Report
+
+from vmamba.host_memory import allocated_by, living
+from vmamba.steps import autocast, training_step
 
 MIB = 2**20
 NETWORKS = ("vmamba_tiny_s1l8", "vmamba_tiny_s1l8/unfused")
-
-
-def allocated_by(step: Step) -> int:
-    """The most bytes of the CPU allocator that lived at once in a call, above those that lived before it."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
-        step()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    if not events:
-        raise RuntimeError("the profiler of this torch reports no allocations")
-    now = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
-
-
-def living(model: torch.nn.Module, optimizer_copies: int, images: torch.Tensor) -> int:
-    """Bytes of the weights, of what AdamW keeps of them and of the images."""
-    return (1 + optimizer_copies) * sum(p.nbytes for p in model.parameters()) + images.nbytes
 
 
 def one(name: str, args: argparse.Namespace) -> dict[str, float]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from vmamba.devices import processor_name
 from vmamba_kernels import native
 
 PEERS = ("triton", "timm", "mambapy", "mamba-ssm", "flash-linear-attention")
@@ -37,13 +38,6 @@ def clocks(device: str) -> str:
     return f"as they are ({governor.read_text().strip() if governor.is_file() else 'governor not visible'})"
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} x {len(names)}" if names else platform.processor() or platform.machine()
-
-
 def _version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
@@ -55,7 +49,7 @@ def setting(device: str) -> dict[str, str]:
     """What the figures of a run on a device depend on."""
     backends = ", ".join(f"{row.operator} {row.backend}" for row in native.explain() if row.device == device)
     found = {
-        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"{processor_name()} x {os.cpu_count()}",
         "clocks": clocks(device),
         "threads": str(torch.get_num_threads()),
         "load average": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown",

@@ -15,9 +15,9 @@ from classification.build import build_trainer
 from classification.config import load_config
 from classification.data import build_data
 from classification.loader_rate import main as rate_main
-from classification.photographs import AREA, photographs
 from classification.train import train_one_epoch
 from classification.world import World
+from vmamba.photographs import AREA, photographs
 
 
 def test_both_loops_train_the_same_weights_where_nothing_is_clipped():

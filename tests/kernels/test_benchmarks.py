@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from vmamba.host_memory import allocated_by, living
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "kernels" / "benchmarks"
 MODULES = [path.stem for path in FOLDER.glob("*.py")]
@@ -239,8 +241,6 @@ def test_slow_calls_are_refused(bench) -> None:
 
 
 def test_the_count_of_memory_is_exact(bench) -> None:
-    pytest.importorskip("timm")
-    memory = import_module("memory")
 
     def step() -> None:
         kept = torch.empty(1000, dtype=torch.uint8)
@@ -248,9 +248,9 @@ def test_the_count_of_memory_is_exact(bench) -> None:
             torch.empty(size, dtype=torch.uint8)
         del kept
 
-    assert memory.allocated_by(step) == 71_000
+    assert allocated_by(step) == 71_000
     model = torch.nn.Linear(10, 10)
-    assert memory.living(model, 2, torch.zeros(5)) == 3 * 440 + 20
+    assert living(model, 2, torch.zeros(5)) == 3 * 440 + 20
 
 
 def test_a_command_runs_to_its_end(tmp_path: Path) -> None:

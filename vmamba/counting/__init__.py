@@ -7,9 +7,10 @@ per input; a scan 9 per step, channel and state, and 1 per step and channel for 
 of elements, and moving data, nothing.
 """
 
+from .fake import check_size
 from .fvcore_handlers import fvcore_handlers
 from .memory import Activations, activation_memory
 from .rules import rule
 from .walk import Count, count_model
 
-__all__ = ["Activations", "Count", "activation_memory", "count_model", "fvcore_handlers", "rule"]
+__all__ = ["Activations", "Count", "activation_memory", "check_size", "count_model", "fvcore_handlers", "rule"]

@@ -80,3 +80,10 @@ def run(model: nn.Module, x: Tensor) -> object:
         name = type(model).__name__
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"size: {name} does not run on images {tuple(x.shape)}: {reason}") from error
+
+
+def check_size(model: nn.Module, size: int | tuple[int, int]) -> None:
+    """Run `model` on one fake image, which computes nothing; `UserError` where it does not run at that size."""
+    shape = image_shape(model, size, 1)
+    with torch.no_grad(), without_memory(model) as mode, mode:
+        run(model, images(model, shape))

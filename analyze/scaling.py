@@ -1,0 +1,118 @@
+"""Accuracy, speed, memory and FLOPs over the size of the image: ``python -m analyze.scaling --sizes 224 384 512``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from analyze.command import folder_of, new_parser, one_line, subjects_of, tracked
+from analyze.labelled import Labelled, labelled, top1
+from analyze.output import Analysis, Output
+from analyze.rates import Protocol, Size, measure, rows_of
+from analyze.settings import setting
+from analyze.subject import Subject, open_subject
+from analyze.throughput import MEMORY, draw
+from vmamba.command_line import parse_size
+from vmamba.counting import check_size, count_model
+from vmamba.errors import UserError
+
+SIZES = ("224", "288", "384", "512", "640", "768", "1024")
+FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0)
+Maker = Callable[[Size], Subject]
+
+
+def sizes_from(size: Size, count: int) -> list[Size]:
+    """Return the first `count` of the multiples 1, 1.5, 2, 3, 4 of a size."""
+    return [(round(size[0] * f), round(size[1] * f)) for f in FACTORS[:count]]
+
+
+def same_network(subject: Subject) -> Maker:
+    """Return what makes a subject of another size of the same network; `UserError` where it does not run at one."""
+
+    def make(size: Size) -> Subject:
+        check_size(subject.network, size)
+        return replace(subject, size=size)
+
+    return make
+
+
+def run(
+    subjects: Sequence[Subject],
+    sizes: Sequence[Size],
+    output: Output,
+    batch: int = 1,
+    turns: int = 5,
+    makers: Mapping[str, Maker] | None = None,
+    data: Labelled | None = None,
+) -> Analysis:
+    """Measure the subjects at every size, and write table and plot.
+
+    `makers` make each of them for a size, which models of fixed size need; None keeps the networks. Accuracy is
+    measured where there are labelled images.
+    """
+    made = makers or {subject.name: same_network(subject) for subject in subjects}
+    device = subjects[0].device
+    rows: list[dict[str, Any]] = []
+    protocol = Protocol(batch=batch, turns=turns, warm_up=1)
+    for size in tracked(list(sizes), "scaling"):
+        protocol = replace(protocol, sizes=(size,))
+        present: dict[str, Subject] = {}
+        for name, make in made.items():
+            try:
+                present[name] = make(size)
+            except UserError as error:
+                label = f"{size[0]}x{size[1]}"
+                rows.append({"model": name, "size": label, "note": " ".join(str(error).split())[:160]})
+        networks = {name: subject.network for name, subject in present.items()}
+        for row in rows_of(measure(networks, protocol, device, subjects[0].channels), protocol):
+            row["GFLOPs"] = round(count_model(networks[row["model"]], size).gflops, 6)
+            if data is not None:
+                row["top-1"], said = top1(present[row["model"]], data, batch)
+                row["note"] = "; ".join(word for word in (row["note"], said) if word)
+            rows.append(row)
+    panels = [("images/s", "images per second"), ("peak MiB", "peak memory, MiB"), ("GFLOPs", "GFLOPs (MACs)")]
+    if data is not None:
+        panels.append(("top-1", "top-1 accuracy, %"))
+    output.picture("Over the size of the image", draw(rows, "size", panels), vector=True)
+    output.table("Sizes", rows)
+    accuracy = "" if data is None else f"; top-1 on {len(data.images)} images of {data.name}"
+    return output.close(f"{protocol.described()}; {MEMORY[device.type]}{accuracy}. {setting(device)}")
+
+
+@one_line
+def main(argv: list[str] | None = None) -> int:
+    parser = new_parser("scaling", __doc__, compare=True, images=False)
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), metavar="HxW", help=f"default {' '.join(SIZES)}")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images at once (default 1)")
+    parser.add_argument("--turns", type=int, default=3, metavar="N", help="of each network (default 3)")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="measure top-1 on DIR/val/CLASS/*; 'digits' takes the bundled digits"
+    )
+    parser.add_argument("--count", type=int, metavar="N", help="at most so many of these images")
+    arguments = parser.parse(argv)
+    if arguments.batch < 1 or arguments.turns < 1:
+        raise UserError("--batch, --turns: give at least 1")
+    sizes = [parse_size(text) for text in arguments.sizes]
+    arguments.size = arguments.size or arguments.sizes[0]
+    subjects = subjects_of(arguments)
+    words = [(arguments.model, arguments.weights)]
+    for text in arguments.compare:
+        name, _, file = text.partition("=")
+        words.append((name, Path(file) if file else None))
+
+    def maker(model: str | None, weights: Path | None, name: str) -> Maker:
+        return lambda size: replace(open_subject(model, weights, size, arguments.device, arguments.seed), name=name)
+
+    makers = {s.name: maker(model, weights, s.name) for s, (model, weights) in zip(subjects, words)}
+    data = None
+    if arguments.data is not None:
+        data = labelled(arguments.data, "val", subjects[0].opened.class_names, arguments.count)
+    output = Output(folder_of(arguments), "scaling", "Over the size of the image")
+    run(subjects, sizes, output, arguments.batch, arguments.turns, makers, data)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
