@@ -10,6 +10,7 @@ from yacs.config import CfgNode
 
 from classification.averaging import build_average
 from classification.data import Data
+from classification.decay import DecaySchedule
 from classification.distillation import build_distillation
 from classification.drop_path import DropPathSchedule
 from classification.finetuning import DoNotFit, fill
@@ -18,6 +19,7 @@ from classification.mixing import build_criterion, build_mixing, mixing_until
 from classification.optim import build_optimizer, images_per_update, learning_rate_scale
 from classification.parallel import parallelise, shard_optimizer_state, start_alike, synchronised, without_effect
 from classification.precision import Precision
+from classification.progress import updates_of
 from classification.schedule import build_schedule
 from classification.train import Trainer
 from classification.world import World
@@ -74,13 +76,14 @@ def build_trainer(config: CfgNode, network: nn.Module, data: Data, world: World,
         f"{images_per_update(config, world)} images per update"
     )
     mixing = build_mixing(config)
+    per_epoch = updates_per_epoch(config, data)
     return Trainer(
         config=config,
         world=world,
         network=network,
         model=model,
         optimizer=optimizer,
-        schedule=build_schedule(config, optimizer, updates_per_epoch(config, data), scale),
+        schedule=build_schedule(config, optimizer, per_epoch, scale),
         criterion=build_criterion(config, mixing).to(world.device),
         mixing=mixing,
         precision=Precision(config, world.device),
@@ -92,6 +95,7 @@ def build_trainer(config: CfgNode, network: nn.Module, data: Data, world: World,
             mixing_until(config, mixing),
             lambda epoch: rest_frozen(network),
         ],
+        each_update=[DecaySchedule(config, optimizer, config.TRAIN.EPOCHS * per_epoch)],
     )
 
 
@@ -106,7 +110,7 @@ def compile_in_place(config: CfgNode, network: nn.Module) -> None:
 
 def updates_per_epoch(config: CfgNode, data: Data) -> int:
     """Return how often the weights move in one epoch."""
-    return -(-len(data.train) // config.TRAIN.ACCUMULATION_STEPS) if data.train is not None else 1
+    return updates_of(len(data.train), config.TRAIN.ACCUMULATION_STEPS) if data.train is not None else 1
 
 
 def load_pretrained(config: CfgNode, trainer: Trainer) -> None:

@@ -26,6 +26,7 @@ import torch
 
 from classification.config import as_plain, changed_keys
 from classification.data import Batches
+from classification.orders import order_name
 from classification.parallel import gathered
 from classification.progress import EpochSoFar, Layout, Progress
 from classification.rng import capture_states, restore_states, seed_everything
@@ -162,8 +163,7 @@ def layout_of(trainer: Trainer, batches: Batches) -> Layout:
     """Return how the present configuration cuts an epoch."""
     config = trainer.config
     per_step = config.DATA.BATCH_SIZE * trainer.world.size
-    part = config.DATA.ZIP_MODE and config.DATA.CACHE_MODE == "part" and trainer.world.size > 1
-    order = f"repeats {config.AUG.REPEATS}" if config.AUG.REPEATS > 1 else "part" if part else ""
+    order = order_name(config, trainer.world)
     return Layout(batches.images, per_step, len(batches), config.TRAIN.ACCUMULATION_STEPS, config.SEED, order)
 
 

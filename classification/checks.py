@@ -15,6 +15,7 @@ from classification.data_checks import DATA_IGNORED, check_data
 from classification.defaults import DEPRECATED, defaults
 from classification.distillation import DISTILLATIONS
 from classification.drop_path import DROP_PATH_SCHEDULES
+from classification.jump_cp import is_cells
 from classification.parallel import PARALLEL
 from classification.schedule import SCHEDULES
 from classification.sources import check_dataset
@@ -57,6 +58,9 @@ _AT_LEAST = {
     "TRAIN.LR_BASE_BATCH": 0,
     "TRAIN.DROP_PATH_SCHEDULE.EPOCHS": 0,
     "TRAIN.MAX_NONFINITE": 1,
+    "AUG.CELLS.PAD_TO": 1,
+    "AUG.CELLS.HOLES": 0,
+    "AUG.CELLS.HOLE_SIZE": 1,
     "AUG.MIXUP": 0,
     "AUG.CUTMIX": 0,
     "AUG.MIXUP_OFF_EPOCH": 0,
@@ -78,6 +82,9 @@ _SHARES = (
     "AUG.MIXUP_PROB",
     "AUG.MIXUP_SWITCH_PROB",
     "AUG.HFLIP",
+    "AUG.CELLS.TURN_PROB",
+    "AUG.CELLS.DEFOCUS_PROB",
+    "AUG.CELLS.HOLES_PROB",
     "EMA.DECAY",
     "DISTILL.ALPHA",
     "TRAIN.LAYER_DECAY_MIN_SCALE",
@@ -280,7 +287,7 @@ def _check_images(config: CfgNode) -> None:
     if min(size if isinstance(size, list) else [size]) < 1:
         raise UserError(f"DATA.IMG_SIZE must be at least 1, not {size}")
     channels = config.MODEL.VSSM.IN_CHANS if config.MODEL.TYPE == "vssm" else config.MODEL.TIMM.get("in_chans", 3)
-    if channels not in (1, 3, 4):
+    if channels not in (1, 3, 4) and not is_cells(config.DATA.DATASET):
         raise UserError(f"images have 1, 3 or 4 channels here, not {channels} (MODEL.VSSM.IN_CHANS)")
     for key in ("DATA.MEAN", "DATA.STD"):
         if len(value_of(config, key)) != channels:
@@ -289,6 +296,12 @@ def _check_images(config: CfgNode) -> None:
 
 def _check_schedule(config: CfgNode) -> None:
     train = config.TRAIN
+    last = train.WEIGHT_DECAY_END
+    if last is not None and not (0 <= last < inf and train.WEIGHT_DECAY > 0):
+        raise UserError(
+            f"TRAIN.WEIGHT_DECAY_END {last} is where a TRAIN.WEIGHT_DECAY above 0, here {train.WEIGHT_DECAY}, goes to; "
+            "it is at least 0"
+        )
     if train.WARMUP_EPOCHS > train.EPOCHS:
         raise UserError(
             f"TRAIN.WARMUP_EPOCHS {train.WARMUP_EPOCHS} is longer than TRAIN.EPOCHS {train.EPOCHS}; lower the warm-up"

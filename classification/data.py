@@ -16,7 +16,9 @@ from yacs.config import CfgNode
 
 from classification.archives import SourceFailed
 from classification.bad_samples import BadImage, BadSamples, Loaded, refusal
+from classification.cell_transforms import cell_transform
 from classification.decoding import reason_of
+from classification.jump_cp import is_cells
 from classification.orders import training_batches
 from classification.rng import borrowed_seed
 from classification.sampler import SeededBatches
@@ -74,7 +76,8 @@ class Images(Dataset):
         for step in range(self._tries):
             number = (index + step) % len(self)
             try:
-                image = in_mode(self.source.load(number), self.mode)
+                image = self.source.load(number)
+                image = image if isinstance(image, np.ndarray) else in_mode(image, self.mode)
             except PermissionError:
                 name = self.source.name(number)
                 raise SourceFailed(f"cannot read the image {name}: permission denied; check its permissions") from None
@@ -170,7 +173,7 @@ def build_data(
     """Return the loaders, and set ``MODEL.NUM_CLASSES`` to the number of classes found.
 
     Unless ``DATA.NUM_WORKERS`` is stated, there are no more workers than cores; the batches do not depend on it. Images
-    that cannot be read are listed in `folder` and warned of by `logger`.
+    that cannot be read are listed in `folder` and warned of by `logger`, as is what a source leaves out.
 
     Raises `UserError` when the two splits have different classes, when a stated number of classes is another one, or
     when there are too few images for one batch.
@@ -184,6 +187,9 @@ def build_data(
     train = None if config.EVAL_MODE else open_source(config, train=True, world=world)
     if train is not None:
         _check_same_classes(config, train.classes, held_out.classes)
+    for note in [note for source in (train, held_out) for note in getattr(source, "notes", ())]:
+        if logger is not None and world.first:
+            logger.warning(note)
     _settle_class_count(config, stated, held_out.classes)
     return Data(
         train=_train_batches(config, train, world, bad) if train is not None else None,
@@ -196,8 +202,15 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _images(config: CfgNode, source: ImageSource, train: bool) -> Images:
+    if is_cells(config.DATA.DATASET):
+        return Images(source, cell_transform(config, train), "", train, config.DATA.MAX_BAD)
+    transform = train_transform(config) if train else evaluation_transform(config)
+    return Images(source, transform, reading_mode(config, train), train, config.DATA.MAX_BAD)
+
+
 def _train_batches(config: CfgNode, source: ImageSource, world: World, bad: BadSamples) -> Batches:
-    images = Images(source, train_transform(config), reading_mode(config, True), True, config.DATA.MAX_BAD)
+    images = _images(config, source, train=True)
     batches = training_batches(config, len(images), world)
     if len(batches) == 0:
         raise UserError(
@@ -208,7 +221,7 @@ def _train_batches(config: CfgNode, source: ImageSource, world: World, bad: BadS
 
 
 def _held_out_batches(config: CfgNode, source: ImageSource, world: World, bad: BadSamples) -> Batches:
-    images = Images(source, evaluation_transform(config), reading_mode(config, False), False, config.DATA.MAX_BAD)
+    images = _images(config, source, train=False)
     batches = SeededBatches(len(images), config.DATA.BATCH_SIZE, world, config.SEED, train=False)
     return Batches(images, batches, _loader(images, batches, config, keep_workers=False), bad)
 

@@ -7,6 +7,7 @@ from math import inf
 
 from yacs.config import CfgNode
 
+from classification.jump_cp import is_cells
 from classification.sources import HUB, is_stream
 from classification.streams import STREAMS
 from classification.torchvision_sets import SETS
@@ -23,7 +24,18 @@ _OF_TRANSFORM = (
 )  # fmt: skip
 # (true when it applies, the keys, why they do nothing)
 DATA_IGNORED: tuple[tuple[Callable[[CfgNode], bool], tuple[str, ...], str], ...] = (
-    (lambda c: not c.AUG.ENABLE, _OF_TRANSFORM, "AUG.ENABLE is off"),
+    (lambda c: not c.AUG.ENABLE, (*_OF_TRANSFORM, "AUG.CELLS"), "AUG.ENABLE is off"),
+    (
+        lambda c: is_cells(c.DATA.DATASET) and c.AUG.ENABLE,
+        _OF_TRANSFORM,
+        "cells have an augmentation of their own, AUG.CELLS",
+    ),
+    (
+        lambda c: is_cells(c.DATA.DATASET),
+        ("DATA.INTERPOLATION", "TEST.CROP", "TEST.CROP_RATIO"),
+        "images of cells are not resized",
+    ),
+    (lambda c: not is_cells(c.DATA.DATASET), ("AUG.CELLS",), "it belongs to DATA.DATASET jumpcp"),
     (
         lambda c: c.AUG.AUTO_AUGMENT != "none" and not c.AUG.AUTO_AUGMENT.startswith("3a"),
         ("AUG.COLOR_JITTER", "AUG.COLOR_JITTER_PROB"),
@@ -79,7 +91,8 @@ def check_data(config: CfgNode) -> None:
         raise UserError(f"DATA.ZIP_MODE reads DATA.DATASET imagenet, not {data.DATASET}; leave one of them out")
     if aug.REPEATS > 1:
         _check_repeats(data)
-    if input_channels(config) == 4 and aug.ENABLE and (aug.AUTO_AUGMENT != "none" or aug.GRAYSCALE_PROB):
+    coloured = aug.ENABLE and not is_cells(data.DATASET)
+    if input_channels(config) == 4 and coloured and (aug.AUTO_AUGMENT != "none" or aug.GRAYSCALE_PROB):
         raise UserError(
             "AUG.AUTO_AUGMENT and AUG.GRAYSCALE_PROB change 3 channels, the model has 4; set AUG.AUTO_AUGMENT none and "
             "AUG.GRAYSCALE_PROB 0"

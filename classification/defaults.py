@@ -112,6 +112,7 @@ _DEFAULTS: dict = {
         "MOE": {"SAVE_MASTER": False},
         # ours
         "DECAY_GROUPS": "published",
+        "WEIGHT_DECAY_END": None,
         "MAX_NONFINITE": 10,
         "LR_BASE_BATCH": 512,
         "LAYER_DECAY_MIN_SCALE": 0.0,
@@ -152,6 +153,14 @@ _DEFAULTS: dict = {
         "SCALE": (0.08, 1.0),
         "RATIO": (0.75, 4.0 / 3.0),
         "CROP_PADDING": 4,
+        "CELLS": {
+            "PAD_TO": 256,
+            "TURN_PROB": 0.5,
+            "DEFOCUS_PROB": 0.5,
+            "HOLES_PROB": 0.5,
+            "HOLES": 10,
+            "HOLE_SIZE": 10,
+        },
     },
     "TEST": {
         "CROP": True,
@@ -221,6 +230,7 @@ ALSO_TAKES: dict[str, tuple[type, ...]] = {
     "AUG.COLOR_JITTER": (list,),
     "AUG.COLOR_JITTER_PROB": (float,),
     "TRAIN.CLIP_GRAD": (type(None),),
+    "TRAIN.WEIGHT_DECAY_END": (float,),
     "TRAIN.LOSS.BCE_THRESHOLD": (float,),
     "TRAIN.LOSS.BCE_POSITIVE_WEIGHT": (float,),
 }

@@ -15,7 +15,6 @@ from yacs.config import CfgNode
 
 from classification.world import World
 from vmamba.errors import UserError
-from vmamba.models.head_norm import NormedLinear
 from vmamba.weights import LoadReport, WeightsDoNotFit, load_weights, weights_folder
 from vmamba.weights.fetching import download
 from vmamba.weights.loading import find_weights
@@ -52,7 +51,6 @@ def fill(
             entry=entry if filtered is None else "model",
             prefer_ema=prefer_ema,
             allow_head_mismatch=allow_head_mismatch,
-            allow_missing=[f"{name}.norm.*" for name, m in network.named_modules() if isinstance(m, NormedLinear)],
             quiet=True,
         )
     except WeightsDoNotFit as error:
@@ -69,7 +67,7 @@ def fetch_weights(config: CfgNode, world: World) -> None:
         if key == "TEACHER_PATH" and config.EVAL_MODE:
             continue
         if node[key].startswith(("http://", "https://")):
-            world.from_first(partial(_fetched, node[key]))
+            world.once_per_machine(partial(_fetched, node[key]))
             node[key] = _fetched(node[key])
 
 

@@ -1,8 +1,8 @@
-"""Data sets of the Hugging Face hub, or on disk in one of its formats, through timm's reader."""
+"""Data sets of the Hugging Face hub, or on disk in one of its formats, through timm's readers."""
 
 from __future__ import annotations
 
-import importlib.util
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -10,6 +10,7 @@ from yacs.config import CfgNode
 
 from classification.decoding import UnreadableImage, decode, reason_of
 from classification.names import printable
+from classification.packages import require_package
 from vmamba.errors import UserError
 
 
@@ -17,7 +18,7 @@ class HubImages:
     """A data set of the package `datasets`, read image by image; `key` and `target` are its columns."""
 
     def __init__(self, name: str, cache: str, split: str, key: str, target: str) -> None:
-        require_package("datasets", f"hfds/{name}")
+        require_package("datasets", f"DATA.DATASET hfds/{name}")
         from timm.data.readers.reader_hfds import ReaderHfds
 
         self._title = f"{name} {split}"
@@ -55,7 +56,23 @@ def open_hub(data: CfgNode, split: str) -> HubImages:
     return HubImages(name, data.DATA_PATH, split, data.INPUT_KEY or "image", data.TARGET_KEY or "label")
 
 
-def require_package(package: str, dataset: str) -> None:
-    """Raise `UserError` when a data set needs a package that is not installed."""
-    if importlib.util.find_spec(package) is None:
-        raise UserError(f"DATA.DATASET {dataset} needs the package '{package}'; install it with: pip install {package}")
+def stream_reader(name: str, **arguments: Any) -> Any:
+    """Return timm's reader of a data set of the package `datasets` as a stream.
+
+    Not by timm's factory, which writes names in small letters: those of other folders. timm 1.0.29 also passes an
+    argument on that `datasets` knows no more since its version 4.
+    """
+    import datasets
+    from timm.data.readers.reader_hfids import ReaderHfids
+
+    load = datasets.load_dataset_builder
+    datasets.load_dataset_builder = lambda *names, trust_remote_code=False, **more: load(*names, **more)
+    try:
+        return ReaderHfids(name, **arguments)
+    finally:
+        datasets.load_dataset_builder = load
+
+
+def shards_of(reader: Any) -> int:
+    """Return the number of files that the loaders of a `stream_reader` share out among themselves."""
+    return int(reader.builder.as_streaming_dataset(split=reader.split).num_shards)

@@ -14,6 +14,7 @@ from classification.world import World
 
 # An epoch of repeated augmentation is rounded down to this many images, as DeiT published it.
 _ROUND = 256
+_PART = "part"
 
 
 class RepeatedOrder(DistributedSampler):
@@ -56,9 +57,18 @@ class OwnPartOrder(DistributedSampler):
 
 def training_batches(config: CfgNode, size: int, world: World) -> SeededBatches:
     """Return the batches of a training run over `size` images, in the order that the configuration asks for."""
-    batches = SeededBatches(size, config.DATA.BATCH_SIZE, world, config.SEED, train=True)
+    name = order_name(config, world)
+    order: DistributedSampler | None = None
+    if name == _PART:
+        order = OwnPartOrder(size, world, config.SEED)
+    elif name:
+        order = RepeatedOrder(size, world, config.SEED, config.AUG.REPEATS)
+    return SeededBatches(size, config.DATA.BATCH_SIZE, world, config.SEED, train=True, order=order)
+
+
+def order_name(config: CfgNode, world: World) -> str:
+    """Return what tells the order of training from others, for checkpoints; "" where each image comes once."""
     if config.AUG.REPEATS > 1:
-        batches._order = RepeatedOrder(size, world, config.SEED, config.AUG.REPEATS)
-    elif config.DATA.ZIP_MODE and config.DATA.CACHE_MODE == "part" and world.size > 1:
-        batches._order = OwnPartOrder(size, world, config.SEED)
-    return batches
+        return f"repeats {config.AUG.REPEATS}"
+    own_part = config.DATA.ZIP_MODE and config.DATA.CACHE_MODE == "part" and world.size > 1
+    return _PART if own_part else ""

@@ -56,6 +56,11 @@ class EpochSoFar:
         return so_far
 
 
+def updates_of(steps: int, accumulation: int) -> int:
+    """Return the updates that so many steps of an epoch make; the last one may take fewer steps than the others."""
+    return -(-steps // accumulation)
+
+
 @dataclass(frozen=True)
 class Layout:
     """How an epoch is cut into steps and updates; `seed`, `images` and `order` fix that of its images."""
@@ -69,12 +74,12 @@ class Layout:
 
     @property
     def updates(self) -> int:
-        """Updates in an epoch; the last one may take fewer steps."""
-        return -(-self.steps // self.accumulation)
+        """Updates in an epoch."""
+        return self.updates_at(self.steps)
 
     def updates_at(self, step: int) -> int:
         """Return the updates of this epoch that the first `step` steps hold."""
-        return -(-step // self.accumulation)
+        return updates_of(step, self.accumulation)
 
     def step_after(self, step: int, old: Layout) -> int:
         """Return the step of this layout at which an epoch goes on of which `old` has trained `step` steps.

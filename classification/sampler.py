@@ -16,16 +16,18 @@ class SeededBatches(Sampler):
 
     The seed depends on (run seed, epoch, rank, batch number) alone: neither on how many workers load the data nor on
     what was loaded before. So an epoch can be repeated exactly, and entered at any batch without loading those before
-    it: workers have no random state of their own that a checkpoint would have to hold.
+    it: workers have no random state of their own that a checkpoint would have to hold. `order` is that of training; by
+    default a random one, in which each image comes once.
     """
 
-    def __init__(self, size: int, batch_size: int, world: World, seed: int, train: bool) -> None:
+    def __init__(
+        self, size: int, batch_size: int, world: World, seed: int, train: bool, order: DistributedSampler | None = None
+    ) -> None:
         self.batch_size, self.world, self.seed, self.train = batch_size, world, seed, train
         self.epoch = self.start = 0
         self._size = size
-        indices = TensorDataset(torch.arange(size))
-        self._order: DistributedSampler = DistributedSampler(
-            indices, world.size, world.rank, shuffle=True, seed=seed, drop_last=True
+        self._order: DistributedSampler = order or DistributedSampler(
+            TensorDataset(torch.arange(size)), world.size, world.rank, shuffle=True, seed=seed, drop_last=True
         )
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:

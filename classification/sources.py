@@ -13,6 +13,8 @@ from classification.archives import SourceFailed
 from classification.arrays import open_digits, open_fashion_mnist
 from classification.files import FolderSource, data_root, require_folder
 from classification.hugging_face import open_hub
+from classification.jump_cp import NAME as CELLS
+from classification.jump_cp import is_cells, open_jump_cp
 from classification.lists import open_list
 from classification.streams import STREAMS
 from classification.tar_images import open_shards, open_tar
@@ -31,8 +33,11 @@ class ImageSource(Protocol):
     def labels(self) -> Sequence[int] | np.ndarray:
         """The class number of each image."""
 
-    def load(self, index: int) -> Image.Image:
-        """Return one image; raises one of `vmamba.preprocess.IMAGE_ERRORS` when it cannot be read."""
+    def load(self, index: int) -> Image.Image | np.ndarray:
+        """Return one image, an array [H, W, C] where Pillow has no mode for its channels.
+
+        Raises one of `vmamba.preprocess.IMAGE_ERRORS` when it cannot be read.
+        """
 
     def name(self, index: int) -> str:
         """Return what an error message calls the image."""
@@ -61,6 +66,8 @@ def open_source(config: CfgNode, train: bool, world: World | None = None) -> Ima
     check_dataset(data.DATASET)
     if data.DATASET.startswith(HUB):
         return open_hub(data, split_name(data, train))
+    if is_cells(data.DATASET):
+        return open_jump_cp(config, split_name(data, train))
     try:
         return DATASETS[data.DATASET](data, train, world or World())
     except SourceFailed as error:
@@ -79,9 +86,9 @@ def is_stream(name: str) -> bool:
 
 def check_dataset(name: str) -> None:
     """Raise `UserError` for a name that the table does not have."""
-    if name not in DATASETS and not name.startswith((HUB, *STREAMS)):
-        known = ", ".join([*DATASETS, *(f"{prefix}NAME" for prefix in (HUB, *STREAMS))])
-        raise UserError(f"DATA.DATASET '{name}' is unknown; it is one of {known}.{closest(name, DATASETS)}")
+    if name not in DATASETS and not name.startswith((HUB, *STREAMS)) and not is_cells(name):
+        known = ", ".join([*DATASETS, *(f"{prefix}NAME" for prefix in (HUB, *STREAMS)), CELLS, f"{CELLS}/PLATE"])
+        raise UserError(f"DATA.DATASET '{name}' is unknown; it is one of {known}.{closest(name, [*DATASETS, CELLS])}")
 
 
 def _image_folder(data: CfgNode, train: bool, world: World) -> ImageSource:

@@ -18,7 +18,8 @@ from torchvision.transforms import Compose
 from yacs.config import CfgNode
 
 from classification.bad_samples import Loaded
-from classification.hugging_face import require_package
+from classification.hugging_face import shards_of, stream_reader
+from classification.packages import require_package
 from classification.stopping import leave_signals_to_the_main_process
 from classification.world import World
 from vmamba.errors import UserError
@@ -28,11 +29,11 @@ STREAMS = tuple(_PACKAGES)
 
 
 class StreamImages:
-    """timm's data set of a stream; its length is the number of images over all processes."""
+    """timm's data set of a stream; its length is the number of images over all processes, `shards` that of its files."""
 
     def __init__(self, config: CfgNode, transform: Compose, mode: str, train: bool) -> None:
         self.train, self.title = train, config.DATA.DATASET
-        self.stream = _open(config, mode, train)
+        self.stream, self.shards = _open(config, mode, train)
         self.stream.transform = transform
 
     def __len__(self) -> int:
@@ -59,7 +60,7 @@ class StreamLoader:
 
     def __init__(self, images: StreamImages, config: CfgNode, world: World) -> None:
         self._stream, self._config, self._world = images.stream, config, world
-        self._workers = max(1, config.DATA.NUM_WORKERS)
+        self._workers = loaders_of(images, max(1, config.DATA.NUM_WORKERS), world)
         self._stream.set_loader_cfg(num_workers=self._workers)
         batches = len(self._stream) / config.DATA.BATCH_SIZE
         self.position = StreamPosition(int(batches) if images.train else math.ceil(batches), images.train)
@@ -87,26 +88,49 @@ class StreamLoader:
                 yield Loaded(images, labels, [])
 
 
-def _open(config: CfgNode, mode: str, train: bool) -> Any:
-    from timm.data import create_dataset
+def loaders_of(images: StreamImages, wanted: int, world: World) -> int:
+    """Return how many loaders each process gets: of those `wanted`, as many as there are shards for.
+
+    A loader without a shard would wait for images without end. Raises `UserError` where a process would have none.
+    """
+    if images.shards is None:
+        return wanted
+    whole = images.title.startswith("hfids/") and images.shards % world.size > 0  # each process reads every shard
+    most = images.shards if whole else images.shards // world.size
+    if images.train and most == 0:
+        raise UserError(
+            f"{images.title} has {images.shards} shards for {world.size} processes; each needs one of its own: use fewer "
+            "processes, or write more and smaller shards"
+        )
+    return min(wanted, max(most, 1))
+
+
+def _open(config: CfgNode, mode: str, train: bool) -> tuple[Any, int | None]:
+    """Return timm's data set, and the number of its shards where loaders take whole ones."""
+    from timm.data import IterableImageDataset, create_dataset
 
     data = config.DATA
-    package = next(package for prefix, package in _PACKAGES.items() if data.DATASET.startswith(prefix))
-    require_package(package, data.DATASET)
+    prefix, package = next(item for item in _PACKAGES.items() if data.DATASET.startswith(item[0]))
+    require_package(package, f"DATA.DATASET {data.DATASET}")
     split, _, count = (data.TRAIN_SPLIT if train else data.VAL_SPLIT).partition("|")
+    arguments: dict[str, Any] = {
+        "root": data.DATA_PATH or None,
+        "split": split,
+        "is_training": train,
+        "batch_size": data.BATCH_SIZE,
+        "num_samples": int(count) if count else None,
+        "seed": config.SEED,
+        "input_img_mode": mode,
+        "input_key": data.INPUT_KEY or None,
+        "target_key": data.TARGET_KEY or None,
+    }
     try:
-        return create_dataset(
-            data.DATASET,
-            root=data.DATA_PATH or None,
-            split=split,
-            is_training=train,
-            batch_size=data.BATCH_SIZE,
-            num_samples=int(count) if count else None,
-            seed=config.SEED,
-            input_img_mode=mode,
-            input_key=data.INPUT_KEY or None,
-            target_key=data.TARGET_KEY or None,
-        )
+        if prefix == "hfids/":
+            stated = {key: value for key, value in arguments.items() if value is not None}
+            reader = stream_reader(data.DATASET.removeprefix(prefix), **stated)
+            return IterableImageDataset(None, reader=reader), shards_of(reader)
+        stream = create_dataset(data.DATASET, **arguments)
+        return stream, len(stream.reader.split_info.filenames) if prefix == "wds/" else None
     except Exception as error:  # the packages raise errors of their own and of what they fetch with
         reason = " ".join(str(error).split())[:300]
         raise UserError(

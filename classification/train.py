@@ -53,6 +53,7 @@ class Trainer:
     stopping: Stopping = field(default_factory=Stopping)
     distillation: Distillation | None = None
     each_epoch: list[Callable[[int], None]] = field(default_factory=list)
+    each_update: list[Callable[[int], None]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,8 @@ def update(trainer: Trainer, finite: Tensor, epoch: int, step: int) -> float | N
     The one question to all processes also carries the signals that ask for an end, see `Stopping`.
     """
     scaler, train = trainer.precision.scaler, trainer.config.TRAIN
+    for prepare in trainer.each_update:
+        prepare(trainer.updates)
     scaler.unscale_(trainer.optimizer)
     norm = clip_gradients(trainer.network, train.CLIP_GRAD, train.CLIP_MODE)
     bad = finite == 0

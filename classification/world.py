@@ -21,12 +21,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """One process among `size`; `size` is 1 where torchrun did not start us. `peers` are (host, process id) by rank."""
+    """One process among `size`; `size` is 1 where torchrun did not start us. `peers` are (host, process id) by rank.
+
+    `local_rank` is its number on its machine.
+    """
 
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")
     peers: tuple[tuple[str, int], ...] = ()
+    local_rank: int = 0
 
     @property
     def first(self) -> bool:
@@ -72,6 +76,23 @@ class World:
             raise UserError(answer[1])
         return answer[0]
 
+    def once_per_machine(self, act: Callable[[], object]) -> None:
+        """Run `act` on the first process of each machine while the others wait; its `UserError` is raised on all.
+
+        The first of all goes before the others, so that machines that share a disk find there what it has written.
+        """
+        self.from_first(act)
+        refused = ""
+        if self.local_rank == 0 and not self.first:
+            try:
+                act()
+            except (UserError, FileNotFoundError) as error:
+                refused = str(error)
+        reasons = [reason for reason in self.gather(refused) if reason]
+        if reasons:
+            dist.barrier()  # as above
+            raise UserError(reasons[0])
+
     def sync_buffers(self, module: torch.nn.Module) -> None:
         """Give every process the buffers (batch statistics) of the first."""
         if self.size > 1:
@@ -88,7 +109,7 @@ def start_world(device: str = "auto", memory_share: float = -1.0, timeout: float
     seconds is an error on them.
     """
     rank, size, local_rank = _environment("RANK", 0), _environment("WORLD_SIZE", 1), _environment("LOCAL_RANK", 0)
-    world = World(rank, size, _choose_device(device, local_rank, memory_share))
+    world = World(rank, size, _choose_device(device, local_rank, memory_share), local_rank=local_rank)
     if size > 1:
         backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))

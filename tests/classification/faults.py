@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import json
 import multiprocessing
 import os
@@ -149,9 +150,10 @@ def _full_disk(fault: dict) -> None:
     """Have the disk refuse so many saves, part of the way through the file."""
     save, left = torch.save, iter(range(fault["saves"]))
 
-    def refusing(payload, file):
-        if next(left, None) is None:
-            return save(payload, file)
+    def refusing(payload, file, **options):
+        # pickling a tensor between processes also comes through here, to memory
+        if not isinstance(file, io.BufferedWriter) or next(left, None) is None:
+            return save(payload, file, **options)
         file.write(b"half a checkpoint")
         raise OSError(28, os.strerror(28))
 

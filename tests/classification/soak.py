@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.classification.conftest import write_config
-from tests.classification.runs import run_ranks
+from tests.classification.runs import Ranks
 from tests.classification.same_end import differences
 
 _UPDATES_PER_EPOCH = 6
@@ -48,6 +48,7 @@ class Blow:
     codes: list[int]
     resumed: str
     seconds: float
+    output: str
 
 
 class Soak:
@@ -65,8 +66,9 @@ class Soak:
         return self.folder / name / "tiny" / "default"
 
     def run(self, name: str, *faults: dict) -> tuple[list[int], str]:
-        """Run to the end, or to a fault; answer (exit codes, what the first process has printed)."""
-        return run_ranks(self.folder, ["--cfg", self.config, "--output", self.folder / name], 2, *faults)
+        """Run to the end, or to a fault; answer (exit codes, what the processes have printed, one after the other)."""
+        ranks = Ranks(self.folder, ["--cfg", self.config, "--output", self.folder / name], 2, *faults)
+        return ranks.wait(), ranks.output(0) + ranks.output(1)
 
     def strike(self, kind: str) -> Blow:
         """Start the broken run, end it by a fault, and damage its newest checkpoint where the kind asks for it."""
@@ -84,7 +86,7 @@ class Soak:
         if kind in ("flipped byte", "truncated file"):
             where += f"; {self._damage(kind)}"
         found = re.search(r"resumed .*/(ckpt\S+)", output)
-        return Blow(kind, where, codes, found[1] if found else "(from the start)", time.monotonic() - began)
+        return Blow(kind, where, codes, found[1] if found else "(from the start)", time.monotonic() - began, output)
 
     def _damage(self, kind: str) -> str:
         """Damage the newest checkpoint, unless it is the only one; return what was done."""
@@ -121,7 +123,7 @@ def soak(runs: Soak, console: Console) -> int:
         unexpected = [code for code in blow.codes if code not in (1, 143, -9)]
         if unexpected:
             console.print(table)
-            console.print(f"exit codes {blow.codes} are none of this fault's:\n{runs.run('broken')[1]}")
+            console.print(f"exit codes {blow.codes} are none of this fault's:\n{blow.output}", markup=False)
             return 1
     ends = {name: runs.run(name) for name in ("broken", "whole")}
     different = [f"{name} ends with {codes}:\n{output}" for name, (codes, output) in ends.items() if any(codes)]

@@ -200,6 +200,28 @@ def test_a_missing_or_empty_folder_is_named(tmp_path):
         folder_data(tmp_path / "empty")
 
 
+@pytest.mark.parametrize("place", ["train", "train/cat"])
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch, place):
+    root = write_images(tmp_path, TWO_CLASSES)
+    closed = root / place
+    closed.chmod(0)
+    if os.geteuid() == 0:  # root reads everything: let the refusal come from scandir()
+        scan = os.scandir
+
+        def refusing(folder):
+            if str(folder) == str(closed):
+                raise PermissionError(13, "Permission denied", str(folder))
+            return scan(folder)
+
+        monkeypatch.setattr(os, "scandir", refusing)
+    try:
+        with pytest.raises(UserError, match=f"the folder .*/{place} is not readable; check its permissions") as error:
+            folder_data(root)
+    finally:
+        closed.chmod(0o755)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("kind", ["unreadable", "truncated", "empty", "no image"])
 def test_a_bad_image_is_one_line_that_names_it(tmp_path, monkeypatch, workers, kind):

@@ -125,7 +125,9 @@ def test_the_normed_head_is_batch_norm_and_linear():
     torch.testing.assert_close(network(x), nn.functional.linear(centred, head.weight, head.bias))
     assert {"classifier.head.weight", "classifier.head.norm.running_mean"} <= network.state_dict().keys()
     plain = small()
-    assert fill(network, {"model": plain.state_dict()}, "x.pth").kept
+    kept = fill(network, {"model": plain.state_dict()}, "x.pth").kept
+    assert len(kept) == 3 and all(key.startswith("classifier.head.norm.") for key in kept)
+    assert torch.equal(network.classifier.head.weight, plain.classifier.head.weight)
     with pytest.raises(UserError, match="MODEL.HEAD_NORM: Linear has no linear classifier head"):
         norm_head(nn.Linear(2, 2))
 
@@ -165,6 +167,32 @@ def address(tmp_path):
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+class Machines(World):
+    """One of two machines of two processes each, which all have the same answers."""
+
+    def from_first(self, decide):
+        return decide() if self.first else None
+
+    def gather(self, value):
+        return [value] * self.size
+
+
+def test_each_machine_fetches_once_and_a_failure_is_that_of_all(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
+    fetched = []
+    for rank in range(4):
+        Machines(rank, 4, local_rank=rank % 2).once_per_machine(partial(fetched.append, rank))
+    assert fetched == [0, 2]
+
+    def refuse():
+        raise UserError("no network")
+
+    with pytest.raises(UserError, match="no network"):
+        Machines(2, 4, local_rank=0).once_per_machine(refuse)
+    with pytest.raises(UserError, match="no network"):
+        World().once_per_machine(refuse)
 
 
 def test_weights_by_address_are_fetched_once(address, tmp_path, monkeypatch):

@@ -318,6 +318,17 @@ def test_float16_overflow_halves_the_scale_and_skips_the_average():
         assert all(torch.equal(old[k], v) for k, v in network.state_dict().items())
 
 
+def test_an_infinite_gradient_without_a_scale_moves_nothing():
+    trainer = trainer_of(config_of("AMP_DTYPE", "bfloat16", "EMA.DECAY", 0.5), linear())
+    loss = forward_backward(trainer, *batch(4), window=1, synchronise=True)
+    next(trainer.network.parameters()).grad[0, 0] = math.inf
+    before = copy.deepcopy((trainer.network.state_dict(), trainer.average.network.state_dict()))
+    assert loss.isfinite() and update(trainer, torch.ones(()), 0, 0) is None
+    assert trainer.precision.scale == 1 and trainer.nonfinite_in_a_row == 1 and not trainer.optimizer.state
+    for old, network in zip(before, (trainer.network, trainer.average.network)):
+        assert all(torch.equal(old[k], v) for k, v in network.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("opts", "device", "expected"),
     [

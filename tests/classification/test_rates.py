@@ -1,4 +1,4 @@
-"""Layer-wise rates, the further schedules, clipping, and stochastic depth over the epochs."""
+"""Layer-wise rates, the further schedules, clipping, and weight decay and stochastic depth over the run."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import timm
 import torch
 from torch import nn
 
+from classification.checks import check_values
 from classification.clipping import clip_gradients
 from classification.config import load_config
+from classification.decay import DecaySchedule
 from classification.drop_path import DropPathSchedule
 from classification.optim import build_optimizer, learning_rate_scale, parameter_groups
 from classification.schedule import PlateauSchedule, build_schedule, continue_schedule, present_rate
@@ -238,6 +240,29 @@ def test_an_infinite_gradient_is_seen(mode, limit):
     network = with_gradient()
     next(network.parameters()).grad.view(-1)[0] = math.inf
     assert not torch.isfinite(clip_gradients(network, limit, mode))
+
+
+# weight decay
+
+
+def test_weight_decay_over_the_run():
+    config = config_of("TRAIN.WEIGHT_DECAY", 0.04, "TRAIN.WEIGHT_DECAY_END", 0.4)
+    network = small()
+    optimizer = build_optimizer(config, network, World())
+    schedule = DecaySchedule(config, optimizer, 100)
+    optimizer.load_state_dict(optimizer.state_dict())  # a resume replaces the groups
+    found = []
+    for update in (0, 25, 50, 100, 101):
+        schedule(update)
+        found.append([group["weight_decay"] for group in optimizer.param_groups])
+    quarter = 0.4 - 0.36 * (1 + math.sqrt(0.5)) / 2
+    assert [first for first, _ in found] == pytest.approx([0.04, quarter, 0.22, 0.4, 0.4])
+    assert {second for _, second in found} == {0.0}
+    DecaySchedule(config_of("TRAIN.WEIGHT_DECAY", 0.3), optimizer, 100)(0)
+    assert optimizer.param_groups[0]["weight_decay"] == found[-1][0]
+    for opts in (("TRAIN.WEIGHT_DECAY_END", -1), ("TRAIN.WEIGHT_DECAY", 0, "TRAIN.WEIGHT_DECAY_END", 0.4)):
+        with pytest.raises(UserError, match="TRAIN.WEIGHT_DECAY_END .* is where a TRAIN.WEIGHT_DECAY above 0"):
+            check_values(config_of(*opts))
 
 
 # stochastic depth

@@ -18,6 +18,7 @@ from timm.data.readers.shared_count import SharedCount
 from classification.config import load_config
 from classification.data import build_data
 from classification.sources import open_source
+from classification.streams import loaders_of
 from classification.world import World
 from tests.classification.marked_images import encoded, marked, numbers, plain_data
 from vmamba.errors import UserError
@@ -69,11 +70,14 @@ def test_a_split_that_a_hub_data_set_has_not_is_one_line(hub):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "package"), [("hfds/cifar10", "datasets"), ("wds/", "webdataset")])
-def test_a_missing_package_is_one_line(monkeypatch, name, package):
+@pytest.mark.parametrize(
+    ("name", "package", "version"),
+    [("hfds/cifar10", "datasets", "==5.2.0"), ("wds/", "webdataset", "==1.0.2 braceexpand==0.1.7")],
+)
+def test_a_missing_package_is_one_line(monkeypatch, name, package, version):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     config, stated = load_config(opts=["DATA.DATASET", name, "MODEL.NUM_CLASSES", "2"])
-    message = f"DATA.DATASET {name} needs the package '{package}'; install it with: pip install {package}"
+    message = f"DATA.DATASET {name} needs the package '{package}'; install it with: pip install {package}{version}$"
     with pytest.raises(UserError, match=message):
         build_data(config, stated, World())
 
@@ -84,6 +88,7 @@ class Shards:
     def __init__(self, num_samples, batch_size, is_training):
         self.num_samples, self.batch_size, self.is_training = num_samples, batch_size, is_training
         self.epoch, self.workers = SharedCount(), 1
+        self.split_info = types.SimpleNamespace(filenames=["0.tar", "1.tar", "2.tar", "3.tar"])
 
     def set_epoch(self, epoch):
         self.epoch.value = epoch
@@ -134,6 +139,20 @@ def test_the_augmentation_of_a_stream_follows_from_the_epoch(streamed):
     assert torch.equal(epochs[0], epochs[1]) and not torch.equal(epochs[0], epochs[2])
 
 
+@pytest.mark.parametrize(
+    ("name", "shards", "processes", "loaders"),
+    [("wds/", 4, 1, 4), ("wds/", 4, 3, 1), ("hfids/a", 4, 2, 2), ("hfids/a", 4, 3, 4), ("tfds/a", None, 3, 8)],
+)
+def test_no_loader_is_without_a_shard(name, shards, processes, loaders):
+    images = types.SimpleNamespace(title=name, shards=shards, train=True)
+    assert loaders_of(images, 8, World(0, processes)) == loaders and loaders_of(images, 1, World(0, processes)) == 1
+    if name == "wds/":
+        with pytest.raises(UserError, match="wds/ has 4 shards for 5 processes; each needs one"):
+            loaders_of(images, 8, World(0, 5))
+        images.train = False
+        assert loaders_of(images, 8, World(0, 5)) == 1
+
+
 def test_what_a_stream_cannot_do_is_one_line(streamed):
     with pytest.raises(UserError, match="does not tell its classes; state MODEL.NUM_CLASSES"):
         plain_data("", "DATA.DATASET", "wds/")
@@ -159,14 +178,22 @@ def test_the_package_webdataset_streams_shards(tmp_path):
     assert first == again and sorted(sum(first, [])) == list(range(12))
 
 
-def test_the_package_datasets_reads_a_folder(tmp_path):
+def test_the_package_datasets_reads_a_folder(tmp_path, monkeypatch):
     pytest.importorskip("datasets", reason="the package datasets is not installed")
     for number in range(4):
-        path = tmp_path / "pets" / "train" / ("cat" if number < 2 else "dog") / f"{number}.png"
+        path = tmp_path / "Pets" / "train" / ("cat" if number < 2 else "dog") / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded(marked(number)))
-    name = f"hfds/{tmp_path / 'pets'}"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    name = f"hfds/{tmp_path / 'Pets'}"
     config, _ = load_config(opts=["DATA.DATASET", name, "DATA.DATA_PATH", str(tmp_path / "cache")])
     source = open_source(config, train=True)
     assert source.classes == ["cat", "dog"] and source.labels.tolist() == [0, 0, 1, 1]
     assert source.load(3).getpixel((0, 0)) == (24, 24, 24)
+    splits = ("DATA.TRAIN_SPLIT", "train", "DATA.VAL_SPLIT", "train|4", "DATA.NUM_WORKERS", 2)
+    stream = ("DATA.DATASET", name.replace("hfds", "hfids"), "MODEL.NUM_CLASSES", 2)
+    data = plain_data(tmp_path / "cache", *stream, *splits)
+    first, second, again = (numbers(data.train, epoch) for epoch in (0, 1, 0))
+    assert first == again != second and sorted(first[0]) == [0, 1, 2, 3] == numbers(data.held_out)[0]
+    with pytest.raises(UserError, match="cannot open DATA.DATASET hfids/absent-folder, split 'train'"):
+        plain_data(tmp_path, "DATA.DATASET", "hfids/absent-folder", *stream[2:], *splits)

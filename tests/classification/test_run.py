@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 
@@ -150,6 +151,25 @@ def test_wrong_weights_stop_before_training(tiny_config, run_main, tmp_path):
     code, output, errors = run_main("--cfg", tiny_config(), "--pretrained", tmp_path / "other.pth")
     assert code == 2 and "Train:" not in output
     assert errors.startswith("error: ") and errors.count("\n") == 1 and "unexpected (something.weight)" in errors
+
+
+class Evil:
+    """Writes a file when it is unpickled by whoever lets it."""
+
+    def __init__(self, canary):
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.canary),)
+
+
+@pytest.mark.parametrize("flag", ["--pretrained", "--resume", "--finetune"])
+def test_a_malicious_file_is_refused_by_name_and_runs_nothing(tiny_config, run_main, tmp_path, flag):
+    canary = tmp_path / "canary"
+    torch.save({"model": {"weight": torch.zeros(3)}, "epoch": 0, "x": Evil(canary)}, tmp_path / "evil.pth")
+    code, output, errors = run_main("--cfg", tiny_config(), flag, tmp_path / "evil.pth")
+    assert code == 2 and "Train:" not in output and not canary.exists()
+    assert errors.startswith("error: ") and errors.count("\n") == 1 and "mkdir'" in errors and "evil.pth" in errors
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import nn
 
+from vmamba.models.head_norm import norm_head
 from vmamba.models.vssm import VSSM
 from vmamba.weights import CheckpointError, load_weights, save_checkpoint
 from vmamba.weights.loading import WeightsDoNotFit
@@ -97,6 +98,27 @@ def test_allow_head_mismatch_keeps_a_head_that_fits_and_forgives_nothing_else():
     assert report.head_dropped == () and equal(source, target)
     with pytest.raises(WeightsDoNotFit, match="missing"):
         load_weights(small(7, depths=[2, 1]), source.state_dict(), allow_head_mismatch=True)
+
+
+@pytest.mark.parametrize("allow", [False, True])
+def test_what_a_normed_head_adds_may_be_missing_and_starts_afresh_with_the_head(allow):
+    """Weights of a plain head fill a normed one; those of a normed head of other classes leave all of it fresh."""
+    plain, normed = small(), norm_head(small())
+    added = {f"classifier.head.norm.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    report = load_weights(normed, plain.state_dict(), allow_head_mismatch=allow)
+    assert report.clean and set(report.kept) == added and report.head_dropped == ()
+    assert torch.equal(normed.classifier.head.weight, plain.classifier.head.weight)
+    normed.classifier.head.norm.running_mean += 1
+    again = norm_head(small())
+    assert load_weights(again, normed.state_dict(), allow_head_mismatch=allow).kept == ()
+    assert again.classifier.head.norm.running_mean.eq(1).all()
+    if allow:
+        other = norm_head(small(7))
+        dropped = load_weights(other, normed.state_dict(), allow_head_mismatch=True).head_dropped
+        assert set(dropped) == added | {"classifier.head.weight", "classifier.head.bias"}
+        assert other.classifier.head.norm.running_mean.eq(0).all()
+    with pytest.raises(WeightsDoNotFit, match="unexpected .classifier.head.norm.running_mean"):
+        load_weights(small(), normed.state_dict())
 
 
 def test_old_names_are_reported():

@@ -10,7 +10,7 @@ from typing import Any
 
 from timm.models import register_model
 
-from .channelvim import ChannelVim, FastChannelVim
+from .channelvim import ChannelVim, FastChannelVim, FastChannelVim2d
 from .vim_registry import create, register_alias
 from .vim_registry import default_cfgs as configurations
 
@@ -41,15 +41,17 @@ def channelvim_small_8(pretrained: bool = False, **kwargs: Any) -> ChannelVim:
 
 
 @register_model
-def fastchannelvim_small_16(pretrained: bool = False, **kwargs: Any) -> FastChannelVim:
-    """FastChannelVim-S/16, 25.3 M parameters."""
-    return create(FastChannelVim, "fastchannelvim_small_16", pretrained, _SMALL, **kwargs)
+def fastchannelvim_small_16(pretrained: bool = False, pools_two_axes: bool = False, **kwargs: Any) -> FastChannelVim:
+    """FastChannelVim-S/16, 25.3 M parameters; with `pools_two_axes` it is a `FastChannelVim2d`."""
+    kind = FastChannelVim2d if pools_two_axes else FastChannelVim
+    return create(kind, "fastchannelvim_small_16", pretrained, _SMALL, **kwargs)
 
 
 @register_model
-def fastchannelvim_small_8(pretrained: bool = False, **kwargs: Any) -> FastChannelVim:
-    """FastChannelVim-S/8, 25.5 M parameters."""
-    return create(FastChannelVim, "fastchannelvim_small_8", pretrained, dict(_SMALL, patch_size=8), **kwargs)
+def fastchannelvim_small_8(pretrained: bool = False, pools_two_axes: bool = False, **kwargs: Any) -> FastChannelVim:
+    """FastChannelVim-S/8, 25.5 M parameters; with `pools_two_axes` it is a `FastChannelVim2d`."""
+    kind = FastChannelVim2d if pools_two_axes else FastChannelVim
+    return create(kind, "fastchannelvim_small_8", pretrained, dict(_SMALL, patch_size=8), **kwargs)
 
 
 _NAME = "channelvim_small_patch16_224_final_pool_mean_abs_pos_embed_with"

@@ -15,6 +15,9 @@ class NormedLinear(nn.Linear):
     Source: He et al., "Masked Autoencoders Are Scalable Vision Learners", 2022, appendix A.1.
     """
 
+    # what the loader of `vmamba.weights` lets weights of a plain head do without
+    optional_keys = ("norm.*",)
+
     def __init__(self, like: nn.Linear) -> None:
         kind: dict[str, Any] = {"device": like.weight.device, "dtype": like.weight.dtype}
         super().__init__(like.in_features, like.out_features, bias=like.bias is not None, **kind)

@@ -36,8 +36,8 @@ def load_weights(
 
     Reads every layout that `load_checkpoint` and `contents` know. Published and earlier key names are renamed, position
     embeddings resized. Anything missing, unexpected or of another shape raises `WeightsDoNotFit` before the model is
-    touched, except: the classifier's last layer with `allow_head_mismatch` (it keeps its fresh values), and keys that
-    match a pattern of `allow_missing` or `allow_unexpected`.
+    touched, except: the classifier's last layer with `allow_head_mismatch` (it keeps its fresh values), keys that match
+    a pattern of `allow_missing` or `allow_unexpected`, and those that a part of the model calls `optional_keys`.
     `prefer_ema` takes the averaged weights of a training checkpoint where it has them; `entry` names one entry.
     The report goes to standard error, from the first process only; `quiet` leaves that to the caller.
     """
@@ -112,7 +112,10 @@ def fit_weights(
     _adapt_channels(state, target, f"{first_conv}.weight", found.resized)
 
     head = _head_keys(model, target)
-    missing = [key for key in target if key not in state]
+    absent = [key for key in target if key not in state]
+    optional = _optional_keys(model).intersection(absent)
+    head -= optional
+    missing = [key for key in absent if key not in optional]
     unexpected = [key for key in state if key not in target]
     mismatched = {
         key: (key, tuple(value.shape), tuple(target[key].shape))
@@ -133,7 +136,7 @@ def fit_weights(
         unexpected=tuple(key for key in unexpected if not _any_match(key, allow_unexpected)),
         mismatched=tuple(mismatched.values()),
         head_dropped=tuple(dropped),
-        kept=tuple(key for key in missing if _any_match(key, allow_missing)),
+        kept=tuple(key for key in absent if key in optional or (key in missing and _any_match(key, allow_missing))),
         left_out=tuple(key for key in unexpected if _any_match(key, allow_unexpected)),
         outside=found.outside,
         source=f"{name} into {type(model).__name__}{found.place}",
@@ -175,15 +178,27 @@ def _adapt_channels(
 
 
 def _head_keys(model: nn.Module, target: Mapping[str, Tensor]) -> set[str]:
-    """Return the state_dict keys of the last classifier layer."""
+    """Return the state_dict keys of the last classifier layer, those of its parts included."""
     get_classifier = getattr(model, "get_classifier", None)
     layer = get_classifier() if callable(get_classifier) else None
     names = [name for name, module in model.named_modules() if module is layer] if isinstance(layer, nn.Module) else []
-    for name in names or _HEAD_NAMES:
+    if names:
+        return {key for key in target if key.startswith(f"{names[0]}.")}
+    for name in _HEAD_NAMES:
         keys = {key for key in target if key.rpartition(".")[0] == name}
         if keys:
             return keys
     return set()
+
+
+def _optional_keys(model: nn.Module) -> set[str]:
+    """Return the keys that weights need not have, because the part of the model that they are of says so."""
+    found: set[str] = set()
+    for name, module in model.named_modules():
+        if patterns := getattr(module, "optional_keys", ()):
+            prefix = f"{name}." if name else ""
+            found |= {f"{prefix}{key}" for key in module.state_dict() if _any_match(key, patterns)}
+    return found
 
 
 def _hint(report: LoadReport) -> str:

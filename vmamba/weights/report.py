@@ -16,8 +16,9 @@ class LoadReport:
     """What became of each key; `mismatched` and `resized` hold (key, shape in the file, shape in the model).
 
     `renamed` holds (key in the file, key in the model) and is a part of `matched`, as `resized` is. `head_dropped`,
-    `kept` (of the model) and `left_out` (of the file) differ because the caller allowed it, and `outside` are keys of
-    other networks than the one loaded, such as the neck and head of a detector. `source` says where the weights were.
+    `kept` (of the model) and `left_out` (of the file) differ because the caller or the model allows it, and `outside`
+    are keys of other networks than the one loaded, such as the neck and head of a detector. `source` says where the
+    weights were.
     """
 
     matched: tuple[str, ...] = ()
