@@ -11,7 +11,7 @@ model = dict(
         _delete_=True,
         type="MM_VSSM",
         dims=32,
-        depths=(2, 2, 4, 2),
+        depths=(1, 1, 2, 1),
         ssm_d_state=1,
         ssm_ratio=1.0,
         ssm_conv_bias=False,
@@ -94,7 +94,7 @@ val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=3e-3, betas=(0.9, 0.999), weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0.0),
     clip_grad=dict(max_norm=5.0),
 )
