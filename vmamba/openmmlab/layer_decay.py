@@ -55,4 +55,4 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         for group in params:
             scale = by_parameter.get(id(group["params"][0]))
             if scale is not None:
-                group["lr"] = float(group.get("lr", self.base_lr)) * scale
+                group["lr"] = group["lr"] * scale if "lr" in group else self.optimizer_cfg["lr"] * scale

@@ -111,7 +111,8 @@ class PlainBackbone(Vim, BaseModule):
 
         hooks = []
         if self.feature == "hidden":  # what goes into a block's DropPath is what its mixer gave
-            hooks = [self.layers[i].drop_path.register_forward_pre_hook(keep(i)) for i in self.out_indices]
+            blocks: list[Any] = list(self.layers)
+            hooks = [blocks[i].drop_path.register_forward_pre_hook(keep(i)) for i in self.out_indices]
         try:
             stages, sequence = self._stages(x)
         finally:
