@@ -18,7 +18,7 @@ READY := native-in-place
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow kernel-gates lint docs soak bench gpu-check data doctor clean native-in-place
+.PHONY: help setup train test test-slow test-openmmlab kernel-gates lint docs soak bench gpu-check data doctor clean native-in-place
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ test: lint ## lint, types and the whole test suite
 
 test-slow: $(READY) ## what does not fit the budget of `make test`
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow $(ARGS)
+
+test-openmmlab: $(READY) ## every configuration of detection and segmentation, end to end on a small tree
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests/openmmlab $(ARGS)
 
 # One rule: everything in tests/kernels that needs no GPU, what is slow included. `make test` runs the part not slow.
 kernel-gates: $(READY) ## every check of the kernels that needs no GPU; what a missing tool skips is named at the end
