@@ -18,7 +18,7 @@ READY := native-in-place
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow test-openmmlab kernel-gates lint docs soak bench gpu-check data doctor clean native-in-place
+.PHONY: help setup train test test-slow test-openmmlab kernel-gates lint docs gallery soak bench gpu-check data doctor clean native-in-place
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -76,6 +76,9 @@ gpu-check: ## GPU tests, sanitizers, benchmarks and a training run with the syst
 
 data: $(READY) ## fetch Fashion-MNIST into data/
 	$(PY) -m classification.fetch fashion_mnist
+
+gallery: $(READY) ## draw the pictures of docs/analysis.md anew, on a quiet machine, after `make train`
+	$(PY) -m analyze.gallery --trained output/vmamba_digits/default/best.pth $(ARGS)
 
 docs: $(READY) ## the documentation, to read in a browser from build/site/index.html
 	$(PY) -m sphinx -W --keep-going -q -E -d build/doctrees docs build/site
