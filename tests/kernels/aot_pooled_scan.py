@@ -71,6 +71,7 @@ def expand(dtype: str, out: str, last: bool, registers: int, instructions: float
         divisible=("u_b", "u_k", "y_b", "channels", *line),
         load_bits=128 if last else 0,
         store_bits=128 if last else 0,
+        note=f"to {out}",
     )
 
 
@@ -89,6 +90,7 @@ def gather(dtype: str, gradient: str, last: bool, registers: int, instructions: 
         divisible=("dy_b", "u_b", "u_k", "du_b", "du_k", "channels", *line),
         load_bits=128 if last else 0,
         store_bits=64 if last else 0,
+        note=f"from {gradient}",
     )
 
 

@@ -11,7 +11,7 @@ that of its __global__ function without namespace; its number the first integer 
     INSTRUCTIONS  {(kernel, number): (positions, ceiling)}: instructions of a thread per position, counted as
                   `sass.Function.instructions_per_position` says in the instance for bfloat16 (or the only one), on
                   sm_90; optional
-    SPILLS        kernels that may spill; optional
+    SPILLS        {("sm_80", kernel): bytes}: what a kernel may spill on an architecture; optional
     ATOMICS       kernels that hold atomics, for callers who ask for them; optional
 
 `make test` compiles cuda_sample.cu, and holds it to the ceilings of the kernels that it names.

@@ -11,6 +11,9 @@ CEILINGS = {
     ("conv_backward_first", 8): 128,
     ("conv_reduce", 0): 40,
 }
+# With 8 taps a block has a multiprocessor of sm_120 to itself: 128 registers would spill there.
+NEWER = {("conv_reduce", 0): 64}
+CEILINGS_OF = {"sm_100": NEWER, "sm_120": NEWER | {("conv_backward_last", 8): 192}}
 INSTANCES = 25
 # The least of all instances: 4 taps move 128 bits where channels lie side by side (backward: 64 in half types), other
 # numbers of taps half or a quarter of that, so that their filters fit into the registers.

@@ -17,6 +17,8 @@ CEILINGS = {
 NEWER = {("scan_forward", 1): 120, ("scan_forward", 4): 168, ("scan_forward", 16): 168}
 CEILINGS_OF = {"sm_100": NEWER, "sm_120": NEWER}
 INSTANCES = 26
+# Bytes; a multiprocessor less full would cost more than they do.
+SPILLS = {("sm_80", "scan_backward"): 16}
 ATOMICS = ("scan_backward",)
 LOAD_BITS = {"scan_forward": 128, "scan_backward": 128}
 STORE_BITS = {"scan_forward": 128, "scan_backward": 128}

@@ -15,6 +15,13 @@ struct Sums {
   float bias[kCount] = {};
 };
 
+// Blocks that share a multiprocessor at more than 4 taps: two leave 128 registers, which spill on some.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int kManyTapsBlocks = 1;
+#else
+constexpr int kManyTapsBlocks = 2;
+#endif
+
 // A place in shared memory for the channels of a thread.
 template <int kColumns>
 struct alignas(4 * kColumns) Slot {
@@ -25,7 +32,7 @@ struct alignas(4 * kColumns) Slot {
 // steps that follow one another. dx of the groups before the last waits in shared memory, a place of its own for every
 // thread, where several groups read one x.
 template <typename T, int kTaps>
-__global__ void __launch_bounds__(kWarps * kLanes, 2) conv_backward_last(const __grid_constant__ Backward b) {
+__global__ void __launch_bounds__(kWarps * kLanes, kTaps == 4 ? 2 : kManyTapsBlocks) conv_backward_last(const __grid_constant__ Backward b) {
   VMAMBA_SHARED(shared);
   constexpr int kColumns = columns_of(kTaps);
   constexpr int kAhead = sizeof(T) == 4 ? 1 : 4;  // steps that are read at once

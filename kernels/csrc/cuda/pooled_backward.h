@@ -8,7 +8,7 @@ namespace vmamba::cuda {
 
 // Channels side by side: a thread owns a vector of channels and walks through the tokens of its steps.
 template <typename T, typename G, int kAdded>
-__global__ void __launch_bounds__(kPooledThreads) gather_rows(const __grid_constant__ Gather g) {
+__global__ void __launch_bounds__(kPooledThreads, 1) gather_rows(const __grid_constant__ Gather g) {
   constexpr int kCount = kVector<T>;
   const Pooled& p = g.pooled;
   const int vectors = (p.channels + kCount - 1) / kCount;
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kPooledThreads) gather_rows(const __grid_const
 
 // Tokens side by side: a warp owns a channel, a lane every 32nd of its steps.
 template <typename T, typename G, int kAdded>
-__global__ void __launch_bounds__(kPooledThreads) gather_columns(const __grid_constant__ Gather g) {
+__global__ void __launch_bounds__(kPooledThreads, 1) gather_columns(const __grid_constant__ Gather g) {
   const Pooled& p = g.pooled;
   const int lane = threadIdx.x % kLanes;
   const i64 q = (i64(blockIdx.x) * kPooledThreads + threadIdx.x) / kLanes;

@@ -6,12 +6,13 @@
 
 namespace vmamba::cuda {
 
+// Where no number of blocks is named, the compiler spills to fit more of them on a multiprocessor.
 constexpr int kPooledThreads = 128;
 
 // Channels side by side: a thread owns a vector of channels of one step and walks through its tokens, so that z and D
 // are read once for all of them.
 template <typename T, typename O, int kAdded>
-__global__ void __launch_bounds__(kPooledThreads) expand_rows(const __grid_constant__ Expand e) {
+__global__ void __launch_bounds__(kPooledThreads, 1) expand_rows(const __grid_constant__ Expand e) {
   constexpr int kCount = kVector<T>;
   const Pooled& p = e.pooled;
   const int vectors = (p.channels + kCount - 1) / kCount;
@@ -67,7 +68,7 @@ __global__ void __launch_bounds__(kPooledThreads) expand_rows(const __grid_const
 
 // Tokens side by side: a thread owns a vector of tokens of one channel.
 template <typename T, typename O, int kAdded>
-__global__ void __launch_bounds__(kPooledThreads) expand_columns(const __grid_constant__ Expand e) {
+__global__ void __launch_bounds__(kPooledThreads, 1) expand_columns(const __grid_constant__ Expand e) {
   constexpr int kCount = kVector<T>;
   const Pooled& p = e.pooled;
   const int vectors = (p.tokens + kCount - 1) / kCount;
