@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from classification.pictures import new_figure, write_figure
 from vmamba.errors import UserError
+from vmamba.figures import new_figure, write_figure
 
 RECONSTRUCTION = "reconstruction.png"
 _IMAGES = 8
