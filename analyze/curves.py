@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyze.logs import Log, line_fit, read_log, smoothed
+from analyze.logs import Log, distinct_names, line_fit, read_log, smoothed
 from analyze.output import Analysis, Output
 from vmamba.command_line import Parser
 from vmamba.errors import UserError, exit_on_user_error
@@ -66,7 +67,7 @@ def run(
     paths: Sequence[Path], output: Output, smooth: float = 0.0, fit: float = 0.25, names: Sequence[str] = ()
 ) -> Analysis:
     """Write the comparison of some logs: picture, all rows as JSON, and a table of the best epochs."""
-    logs = [read_log(path) for path in paths]
+    logs = [replace(read_log(path), name=name) for path, name in zip(paths, distinct_names(paths))]
     known = list(dict.fromkeys(name for log in logs for name in log.scores() if not name.startswith("ema_")))
     for name in names:
         if name not in known:

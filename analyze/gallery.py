@@ -124,8 +124,8 @@ def main(argv: list[str] | None = None) -> int:
     for analysis in analyses:
         for path in analysis.pictures.values():
             print(f"{path}: {shrink(path):,} bytes")
-    for leftover in (*arguments.out.glob("*.npz"), *arguments.out.glob("*.svg")):
-        leftover.unlink()
+            path.with_suffix(".svg").unlink(missing_ok=True)
+        (arguments.out / f"{analysis.name}.npz").unlink(missing_ok=True)
     return 0
 
 

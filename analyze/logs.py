@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,16 @@ class Log:
         """Return (epoch, value) of the highest value of a column, the first of equals."""
         points = self.points(column)
         return max(points, key=lambda point: point[1]) if points else None
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return the ends of the paths, as long as they must be to tell each from the others; equal paths are numbered."""
+    parts = [path.absolute().parts for path in paths]
+    for length in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(own[-length:]) for own in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{path.name} #{number}" for number, path in enumerate(paths, 1)]
 
 
 def read_log(path: Path) -> Log:

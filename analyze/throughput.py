@@ -28,15 +28,22 @@ MEMORY = {
 def draw(rows: Sequence[dict[str, Any]], along: str, figures: Sequence[tuple[str, str]]) -> Figure:
     """Return a figure of rows: a panel for each (column, label), a line for each model, mode and precision.
 
-    `along` is the column of the horizontal axis. Bars stand for the spread, where the rows have one.
+    `along` is the column of the horizontal axis; of sizes and batches, where both vary, the other has lines of its own.
+    Bars stand for the spread, where the rows have one.
     """
     timed = [row for row in rows if row.get(figures[0][0]) is not None]
     figure = new_figure(4.6 * len(figures), 3.6)
-    keys = list(dict.fromkeys((row["model"], row.get("mode", ""), row.get("amp", "off")) for row in timed))
+    across = "size" if along == "batch" else "batch"
+    several = len({row.get(across) for row in timed}) > 1
+
+    def line(row: dict[str, Any]) -> tuple[str, ...]:
+        shown = f"{across} {row[across]}" if several else ""
+        return row["model"], row.get("mode", ""), row.get("amp", "off"), shown
+
+    keys = list(dict.fromkeys(map(line, timed)))
     for axes, (column, label) in zip(figure.subplots(1, len(figures), squeeze=False)[0], figures):
         for key in keys:
-            own = [r for r in timed if (r["model"], r.get("mode", ""), r.get("amp", "off")) == key]
-            own = [row for row in own if row.get(column) is not None]
+            own = [row for row in timed if line(row) == key and row.get(column) is not None]
             points = [(_number(row[along]), row[column]) for row in own]
             if not points:
                 continue
@@ -51,7 +58,8 @@ def draw(rows: Sequence[dict[str, Any]], along: str, figures: Sequence[tuple[str
             log_axis(axes, "y")
         log_axis(axes, "x", [_number(row[along]) for row in timed])
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize=7)
+    if timed:
+        figure.axes[0].legend(fontsize=7)
     return figure
 
 
@@ -67,7 +75,7 @@ def run(
     memory_kept: bool = False,
     with_memory: bool = True,
 ) -> Analysis:
-    """Measure all subjects by each protocol, print the rows as they come, and write table and plot."""
+    """Measure all subjects by each protocol, and write table and plot."""
     device = subjects[0].device
     networks = {subject.name: subject.network for subject in subjects}
     rows: list[dict[str, Any]] = []

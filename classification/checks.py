@@ -321,6 +321,8 @@ def _check_schedule(config: CfgNode) -> None:
         raise UserError(f"TRAIN.CLIP_GRAD must be at least 0, or None for no limit, not {train.CLIP_GRAD}")
     if train.COSUB and (train.LOSS.NAME != "bce" or config.DISTILL.TYPE != "none"):
         raise UserError("TRAIN.COSUB goes with TRAIN.LOSS.NAME bce and without a teacher; add --loss bce")
+    if train.COSUB and config.TRAINCOST_MODE:
+        raise UserError("--traincost measures a step of one network; leave TRAIN.COSUB out")
     if train.LR_SCHEDULER.NAME == "multistep" and not train.LR_SCHEDULER.MULTISTEPS:
         raise UserError("TRAIN.LR_SCHEDULER.MULTISTEPS is empty; name the epochs at which the learning rate falls")
 

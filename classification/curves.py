@@ -24,6 +24,8 @@ def draw_curves(folder: Path) -> Path:
         raise UserError(f"there is no {source}; name a run folder that has trained at least one epoch")
     rows = read_metrics(source)
     panels = [panel for panel in _PANELS if any(row.get(column) is not None for row in rows for column, _ in panel[1])]
+    if not panels:
+        raise UserError(f"{source} has no epochs yet; name a run folder that has trained at least one")
     figure = new_figure(13 * len(panels) / len(_PANELS), 3.8)
     for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         for column, label in lines:

@@ -218,14 +218,13 @@ def take_scores(progress: Progress, epoch: int, merits: Sequence[float], noun: s
     """
     best_before = progress.best
     progress.epoch = epoch + 1
-    progress.max_accuracy = max(progress.max_accuracy, merits[0])
+    progress.max_accuracy = max(progress.max_accuracy or merits[0], merits[0])
     logger.info(f"Max {noun}: {progress.max_accuracy:.2f}%")
     averaged = len(merits) > 1
     if averaged:
-        progress.max_accuracy_ema = max(progress.max_accuracy_ema, merits[1])
+        progress.max_accuracy_ema = max(progress.max_accuracy_ema or merits[1], merits[1])
         logger.info(f"Max {noun} ema: {progress.max_accuracy_ema:.2f}%")
-    now = max(merits[0], merits[1] if averaged else 0.0)
-    if now > best_before or best_before == 0:
+    if max(merits) > best_before or best_before == 0:
         progress.best_is_ema = averaged and merits[1] >= merits[0]
         return True
     return False

@@ -10,7 +10,7 @@ from classification.meters import Meter
 
 @dataclass
 class Progress:
-    """The next epoch and the best accuracies so far."""
+    """The next epoch and the best scores so far, 0 where there is none yet; those of an autoencoder may be negative."""
 
     epoch: int = 0
     max_accuracy: float = 0.0
@@ -19,8 +19,8 @@ class Progress:
 
     @property
     def best(self) -> float:
-        """The best accuracy of either set of weights."""
-        return max(self.max_accuracy, self.max_accuracy_ema)
+        """The best score of either set of weights."""
+        return max(filter(None, (self.max_accuracy, self.max_accuracy_ema)), default=0.0)
 
     def best_was(self, earlier: Progress) -> None:
         """Take back the scores of weights that could not be saved."""

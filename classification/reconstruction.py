@@ -76,7 +76,7 @@ class Reconstruction:
     def loss(self, trainer: Trainer, images: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of the network itself, with a mask drawn anew for every image."""
         with trainer.precision.autocast():
-            return trainer.model(images)[0].float()
+            return trainer.model(images, **trainer.config.TRAIN.FORWARD)[0].float()
 
     def new_findings(self, config: CfgNode, data: Data) -> Reconstructions | None:
         """Return what keeps the pictures of some images."""

@@ -26,9 +26,10 @@ class SeededBatches(Sampler):
         self.batch_size, self.world, self.seed, self.train = batch_size, world, seed, train
         self.epoch = self.start = 0
         self._size = size
-        self._order: DistributedSampler = order or DistributedSampler(
-            TensorDataset(torch.arange(size)), world.size, world.rank, shuffle=True, seed=seed, drop_last=True
-        )
+        if order is None:
+            indices = TensorDataset(torch.arange(size))
+            order = DistributedSampler(indices, world.size, world.rank, shuffle=True, seed=seed, drop_last=True)
+        self._order = order
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the order and the seeds of this epoch, entered at batch number `start`; training only.

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from analyze import curves
-from analyze.logs import line_fit, read_log, smoothed
+from analyze.logs import distinct_names, line_fit, read_log, smoothed
 
 TEXT = """\
 [2024-01-01 00:00:00 vssm] (main.py 100): INFO  * Acc@1 1.000 Acc@5 5.000
@@ -105,6 +105,17 @@ def test_the_command(tmp_path, capsys):
     assert second["best acc1"] == 11.0 and len(tables["vmamba.txt, all of it"]) == 2
     assert (tmp_path / "curves.png").exists() and "<svg" in (tmp_path / "curves.svg").read_text()
     assert "least-squares" in capsys.readouterr().out
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    logs = [tmp_path / name / "log.txt" for name in ("a", "b")]
+    for log in logs:
+        log.parent.mkdir()
+        log.write_text(TEXT)
+    assert curves.main([*map(str, logs), "--out", str(tmp_path)]) == 0
+    tables = json.loads((tmp_path / "curves.json").read_text())["tables"]
+    assert [row["log"] for row in tables["Runs"]] == ["a/log.txt", "b/log.txt"] and len(tables) == 3
+    assert distinct_names([logs[0], logs[0]]) == ["log.txt #1", "log.txt #2"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import functools
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from PIL import Image
 
 import classification.train
 from classification.mae import main as mae_main
-from classification.main import main
+from classification.main import main, take_scores
+from classification.progress import Progress
 from tests.classification.conftest import write_config
 from tests.classification.runs import run_ranks
 from tests.classification.same_end import differences
@@ -164,3 +167,23 @@ def test_pictures_put_predictions_into_the_hidden_places(columns: bool, normed: 
     means = model.targets(images).mean(2, keepdim=True)
     chance = float(model.loss(images, means, torch.ones_like(mask)))
     assert chance == pytest.approx(47 / 48 if normed else float((target - mean).square().mean()), rel=1e-4)
+
+
+def test_the_best_of_negative_scores_is_kept() -> None:
+    progress, logger = Progress(), logging.getLogger("scores")
+    kept = [take_scores(progress, epoch, [score], "merit", logger) for epoch, score in enumerate([-20.0, -30.0, -10.0])]
+    assert kept == [True, False, True] and progress.best == -10.0
+
+
+def test_arguments_of_the_forward_reach_the_autoencoder(tmp_path, monkeypatch) -> None:
+    seen, forward = [], FastMaskVim.forward
+
+    @functools.wraps(forward)
+    def noting(self, *args, **options):
+        seen.append(options)
+        return forward(self, *args, **options)
+
+    monkeypatch.setattr(FastMaskVim, "forward", noting)
+    config = mae_config(tmp_path, TRAIN__EPOCHS=1, TRAIN__FORWARD={"mask_ratio": 0.5})
+    assert mae_main(["--cfg", str(config), "--output", str(tmp_path / "out")]) == 0
+    assert {"mask_ratio": 0.5} in seen

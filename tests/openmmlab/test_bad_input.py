@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vmamba.errors import UserError
 from vmamba.openmmlab import train
-from vmamba.openmmlab.checks import image_problem
+from vmamba.openmmlab.checks import check_images, image_problem
 from vmamba.openmmlab.configs import read_config
+from vmamba.openmmlab.predict import pictures_of
 
 from .shrunk import CONFIGS, shrunk, small_scale
 
@@ -85,3 +87,30 @@ def test_a_checkpoint_to_resume_from_that_is_not_there(coco, tmp_path, capsys):
     config = shrunk(tmp_path, TINY, coco)
     assert train.main([str(config), "--resume", str(tmp_path / "epoch_1.pth")]) == 2
     assert "there is no checkpoint" in capsys.readouterr().err
+
+
+class Segments:
+    """A data set of one image and its label map."""
+
+    def __init__(self, image: Path, label: Path) -> None:
+        self.info = {"img_path": str(image), "seg_map_path": str(label)}
+
+    def __len__(self) -> int:
+        return 1
+
+    def get_data_info(self, index: int) -> dict:
+        return self.info
+
+
+def test_label_maps_are_looked_at_too(tmp_path):
+    Image.new("L", (4, 4)).save(tmp_path / "image.png")
+    check_images(Segments(tmp_path / "image.png", tmp_path / "image.png"), "train_dataloader")
+    with pytest.raises(UserError, match="train_dataloader: the image .*labels.png is missing"):
+        check_images(Segments(tmp_path / "image.png", tmp_path / "labels.png"), "train_dataloader")
+
+
+def test_no_picture_is_written_over_another_or_over_an_image(tmp_path):
+    images = [tmp_path / "a" / "1.jpg", tmp_path / "b" / "1.jpg"]
+    assert [path.name for path in pictures_of(images, tmp_path / "out").values()] == ["1.png", "1_1.png"]
+    with pytest.raises(UserError, match="1.png would be written over"):
+        pictures_of([tmp_path / "1.png"], tmp_path)

@@ -64,14 +64,17 @@ def check_classes(model: nn.Module, dataset: Any, where: str) -> None:
 
 
 def check_images(dataset: Any, where: str, how: str = "ends") -> None:
-    """Raise `UserError` for the first image of `dataset` that is missing or broken; each process looks at its share.
+    """Raise `UserError` for the first image or label map of `dataset` that is missing or broken.
+
+    Each process looks at its share.
 
     `how` is "ends", which reads the beginning and the end of each file, "all", which decodes it, or "none".
     """
     if how == "none":
         return
     rank, world = get_dist_info()
-    files = (dataset.get_data_info(i).get("img_path") for i in range(rank, len(dataset), world))
+    samples = (dataset.get_data_info(i) for i in range(rank, len(dataset), world))
+    files = (sample.get(key) for sample in samples for key in ("img_path", "seg_map_path"))
     local = [path for path in files if isinstance(path, str) and "://" not in path]
     with ThreadPoolExecutor(4) as pool:
         for path, problem in zip(local, pool.map(lambda p: image_problem(p, how == "all"), local)):

@@ -64,12 +64,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if scope_of(cfg) == "mmpretrain":
         raise UserError(f"{options.config} is a classifier's; python -m vmamba.predict classifies")
     model = open_checkpoint(cfg, options.checkpoint, choose_device(options.device))
-    for image in images:
-        out = options.out / f"{image.stem}.png"
+    for image, out in pictures_of(images, options.out).items():
         sample = predict(model, image)
         draw(model, image, sample, out, options.threshold)
         print(f"{out}: {summary(sample, model.dataset_meta.get('classes', ()), options.threshold)}")
     return 0
+
+
+def pictures_of(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """Return the picture that each image gets, numbered where names are alike; `UserError` for one over an image."""
+    names: dict[str, Path] = {}
+    for number, image in enumerate(images):
+        names[image.stem if image.stem not in names else f"{image.stem}_{number}"] = image
+    pictures = {image: folder / f"{name}.png" for name, image in names.items()}
+    over = {path.resolve() for path in pictures.values()} & {image.resolve() for image in images}
+    if over:
+        raise UserError(f"--out {folder}: {min(over)} would be written over; name another folder")
+    return pictures
 
 
 def summary(sample: Any, classes: Sequence[str], threshold: float = 0.3) -> str:

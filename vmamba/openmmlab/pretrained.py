@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -39,7 +40,8 @@ def _located(pretrained: str) -> Path:
         return fetch_pretrained(pretrained)
     if not pretrained.startswith(("http://", "https://")):
         return Path(os.path.expanduser(pretrained))
-    path = weights_folder() / Path(unquote(urlparse(pretrained).path)).name
+    named = Path(unquote(urlparse(pretrained).path)).name
+    path = weights_folder() / f"{hashlib.sha256(pretrained.encode()).hexdigest()[:12]}-{named}"
     if not path.exists():
         download(pretrained, path)
     return path
