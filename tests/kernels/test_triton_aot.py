@@ -25,8 +25,8 @@ def faults(kernel: AotKernel, compiled: Compiled) -> list[str]:
     code = compiled.sass
     per_element = compiled.instructions_per_element(kernel.elements, kernel.num_warps) if kernel.elements else 0.0
     tests = {
-        f"spills: {compiled.stack} bytes of stack, {code.local_memory} LDL and STL": compiled.stack
-        or code.local_memory,
+        f"spills: {compiled.stack} bytes of stack, {code.local_memory} LDL and STL": compiled.stack > kernel.stack
+        or (code.local_memory > 0 and not kernel.stack),
         f"{compiled.registers} registers > {kernel.registers}": not 0 < compiled.registers <= kernel.registers,
         f"reads at most {code.load_bits} bits at once < {kernel.load_bits}": code.load_bits < kernel.load_bits,
         f"writes at most {code.store_bits} bits at once < {kernel.store_bits}": code.store_bits < kernel.store_bits,

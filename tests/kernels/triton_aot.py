@@ -40,7 +40,7 @@ class AotKernel:
     num_stages: int = 1
     load_bits: int = 64  # the widest read of global memory is at least that wide; 0 where nothing is contiguous
     store_bits: int = 64  # the same for writes
-
+    stack: int = 0  # bytes of stack that it may spill to
     note: str = ""  # names the instance in the table where types and sizes do not
 
     @property
