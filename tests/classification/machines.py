@@ -36,6 +36,8 @@ def start_machines(
         settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "GLOO_SOCKET_IFNAME": machine.interface}
         inside = ["ip", "netns", "exec", machine.namespace] if machine.namespace else []
         launcher = [*inside, sys.executable, "-m", "torch.distributed.run", *torchrun]
+        if machine.namespace:  # the host's name is of another network, and no agent would know itself as the host
+            launcher.append(f"--rdzv-conf=is_host={int(machine is machines[0])}")
         started.append(
             subprocess.Popen(
                 [*launcher, f"--local-addr={machine.address}", "-m", "classification", *words],
