@@ -15,10 +15,10 @@ from torch import nn
 
 from classification.data import Data
 from classification.world import World
-from vmamba.devices import processor_name
 from vmamba.doctor import devices, versions
 from vmamba.weights import write_text
 from vmamba_kernels import native
+from vmamba_kernels.processor import processor_name
 
 ENVIRONMENT, STARTS = "environment.json", "starts.jsonl"
 # What changes how fast or how exactly a run computes.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from classification.report import named_after_weights
 from vmamba.errors import UserError
 from vmamba.figures import new_figure, write_figure
 
@@ -38,7 +39,10 @@ class Reconstructions:
             self.pictures.append((pictures.cpu() * self.std + self.mean).clamp(0, 1))
 
     def write(self, folder: Path, weights: Path, loss: float, logger: logging.Logger) -> None:
-        """Write ``reconstruction.png`` into `folder`. What hinders it costs a warning."""
+        """Write ``reconstruction.png``, or one named after weights that are not the run's best, into a run's `folder`.
+
+        What hinders it costs a warning.
+        """
         if not self.pictures:
             return
         columns = len(self.pictures[0])
@@ -53,7 +57,7 @@ class Reconstructions:
                     axes.set(xticks=[], yticks=[])
                 line[0].set_ylabel(name)
             figure.suptitle(f"{weights.name}, loss {loss:.3f}", fontsize=10)
-            path = write_figure(figure, folder / RECONSTRUCTION)
+            path = write_figure(figure, folder / named_after_weights(RECONSTRUCTION, weights, folder))
         except (UserError, OSError, ImportError) as error:
             logger.warning(f"there is no picture of reconstructions: {error}")
             return

@@ -36,6 +36,14 @@ def new_findings(config: CfgNode, data: Data) -> Findings | None:
     return Findings(data.classes, config.DATA.MEAN, config.DATA.STD, data.held_out.name)
 
 
+def named_after_weights(name: str, weights: Path, run: Path) -> str:
+    """Return what an evaluation of `weights` calls `name`: so for the run's best ones, NAME_WEIGHTS for other files."""
+    if weights.resolve() == (run / BEST).resolve():
+        return name
+    path = Path(name)
+    return f"{path.stem}_{weights.stem}{path.suffix}"
+
+
 def write_report(
     findings: Findings | None, score: Score, weights: Path, run: Path, world: World, logger: logging.Logger
 ) -> None:
@@ -49,9 +57,8 @@ def write_report(
     findings.gather(world)
     if not world.first:
         return
-    own = weights.resolve() == (run / BEST).resolve()
-    folder = run / (EVALUATION if own else f"{EVALUATION}_{weights.stem}")
-    name = weights.name if own else str(weights)
+    folder = run / named_after_weights(EVALUATION, weights, run)
+    name = weights.name if folder.name == EVALUATION else str(weights)
     about = {"weights": name, **asdict(score), "classes": len(findings.classes)}
     about |= {"date": datetime.datetime.now().isoformat(timespec="seconds"), "command": command_line()}
     try:

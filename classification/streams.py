@@ -1,7 +1,7 @@
 """Data sets that are read in their own order: remote WebDataset shards, Hugging Face streaming, TensorFlow datasets.
 
-timm's readers do the reading. What they cannot give: an evaluation that counts every image once on several processes
-(shards are dealt out whole), and a rule for bad images (they log and skip, or stop). A run that resumes inside an epoch
+timm's readers do the reading. What they cannot give: a rule for bad images (they log and skip, or stop), and, by
+themselves, an evaluation that counts every image once on several processes. A run that resumes inside an epoch
 reads that epoch again up to its place; the images are the same ones as long as the workers and processes are as many.
 """
 
@@ -61,13 +61,19 @@ class StreamLoader:
     def __init__(self, images: StreamImages, config: CfgNode, world: World) -> None:
         self._stream, self._config, self._world = images.stream, config, world
         self._workers = loaders_of(images, max(1, config.DATA.NUM_WORKERS), world)
+        self._has_part = images.train or world.size == 1 or take_own_part(images, world)
         self._stream.set_loader_cfg(num_workers=self._workers)
-        batches = len(self._stream) / config.DATA.BATCH_SIZE
-        self.position = StreamPosition(int(batches) if images.train else math.ceil(batches), images.train)
+        if images.train:
+            batches = len(self._stream) // config.DATA.BATCH_SIZE
+        else:
+            batches = math.ceil(len(images) / world.size / config.DATA.BATCH_SIZE)
+        self.position = StreamPosition(batches, images.train)
         if images.train and len(self.position) == 0:
             raise UserError(f"{config.DATA.DATASET} has too few images for a batch of {config.DATA.BATCH_SIZE}")
 
     def __iter__(self) -> Iterator[Loaded]:
+        if not self._has_part:
+            return
         position = self.position
         self._stream.set_epoch(position.epoch)
         key = [self._config.SEED, position.epoch, self._world.rank, int(position.train)]
@@ -103,6 +109,20 @@ def loaders_of(images: StreamImages, wanted: int, world: World) -> int:
             "fewer processes, or write more and smaller shards"
         )
     return min(wanted, max(most, 1))
+
+
+def take_own_part(images: StreamImages, world: World) -> bool:
+    """Leave this process its own shards of an evaluation, each of their images once; False where it has none.
+
+    By itself timm's reader of WebDataset takes as many images on each process: some again where the shards of one hold
+    fewer, and not all where they hold more; with no shard it waits without end.
+    """
+    if not images.title.startswith("wds/"):
+        return True
+    reader: Any = images.stream.reader
+    shards = reader.split_info.filenames[world.rank :: world.size]
+    reader.split_info.filenames, reader.dist_rank, reader.dist_num_replicas = shards, 0, 1
+    return len(shards) > 0
 
 
 def _open(config: CfgNode, mode: str, train: bool) -> tuple[Any, int | None]:

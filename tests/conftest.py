@@ -9,6 +9,8 @@ import torch
 # Without a GPU the Triton kernels run in Triton's interpreter, which looks at this when Triton is first imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# Nothing here may reach for a network; the packages of the Hugging Face hub look at this when they are first imported.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(autouse=True)

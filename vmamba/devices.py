@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 import re
-from pathlib import Path
 
 import torch
 
 from vmamba.errors import UserError, closest
+from vmamba_kernels.processor import processor_name
 
 
 def choose_device(name: str | torch.device | None = None) -> torch.device:
@@ -31,17 +30,6 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
     if parts[1] and int(parts[1]) >= count:
         raise UserError(f"--device {text}: this machine's GPUs are cuda:0 to cuda:{count - 1}; name one of them")
     return torch.device(text)
-
-
-def processor_name() -> str:
-    """Return what the CPU calls itself, or its architecture where it does not say."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def device_name(device: torch.device) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from vmamba.devices import processor_name
 from vmamba_kernels import native
+from vmamba_kernels.processor import processor_name
 
 PEERS = ("triton", "timm", "mambapy", "mamba-ssm", "flash-linear-attention")
 Row = dict[str, Any]

@@ -61,13 +61,13 @@ def test_a_run_learns_and_shows_what_it_makes_of_hidden_patches(pretrained) -> N
 def test_an_evaluation_asks_the_same_as_the_run(pretrained, capsys) -> None:
     config, run = pretrained
     last = list(csv.DictReader((run / "metrics.csv").open()))[-1]
-    (run / "reconstruction.png").unlink()
+    picture = (run / "reconstruction.png").read_bytes()
     words = ["--cfg", str(config), "--output", str(run.parents[1]), "--eval"]
     assert mae_main([*words, "--pretrained", str(run / "last.pth")]) == 0
     text = capsys.readouterr().out
     for label, column in (("", "val_loss"), (" ema", "ema_val_loss")):
         assert f"Loss of the network{label} on the 360 test images: {float(last[column]):.4f}" in text
-    assert (run / "reconstruction.png").exists()
+    assert (run / "reconstruction_last.png").exists() and (run / "reconstruction.png").read_bytes() == picture
 
 
 def test_an_interrupted_run_ends_with_the_same_bits(pretrained, tmp_path, monkeypatch) -> None:

@@ -83,7 +83,9 @@ def test_a_missing_package_is_one_line(monkeypatch, name, package, version):
 
 
 class Shards:
-    """A reader of timm's kind: so many images for each worker, another order in each epoch."""
+    """A reader of timm's kind: the images of 4 shards for each worker, another order in each epoch."""
+
+    dist_num_replicas = 1
 
     def __init__(self, num_samples, batch_size, is_training):
         self.num_samples, self.batch_size, self.is_training = num_samples, batch_size, is_training
@@ -101,8 +103,14 @@ class Shards:
 
     def __iter__(self):
         info = torch.utils.data.get_worker_info()
+        if not self.is_training:
+            assert self.dist_num_replicas == 1, "it takes as many images on each process, and waits for them"
+            for name in self.split_info.filenames[info.id :: info.num_workers]:
+                for number in range(int(name[0]), self.num_samples, 4):
+                    yield marked(number), int(number >= 6)
+            return
         order = np.random.default_rng(self.epoch.value).permutation(self.num_samples)
-        for number in (order if self.is_training else range(self.num_samples))[info.id :: info.num_workers]:
+        for number in order[info.id :: info.num_workers]:
             yield marked(int(number)), int(number >= 6)
 
 
@@ -124,7 +132,7 @@ def test_a_stream_gives_whole_batches_and_the_same_epoch_again(streamed):
     assert (len(data.train), data.train.images, len(data.held_out), data.classes) == (3, 12, 3, ["0", "1"])
     first, second, again = (numbers(data.train, epoch) for epoch in (0, 1, 0))
     assert first == again != second and sorted(sum(first, [])) == list(range(12))
-    assert numbers(data.held_out) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert numbers(data.held_out) == [[0, 4, 8, 1], [5, 9, 2, 6], [3, 7]]
     data.train.sampler.set_epoch(0, start=2)
     assert [round(float(images[0, 0, 0, 0] * 255 / 8)) for images, _ in data.train] == [first[2][0]]
 
@@ -137,6 +145,26 @@ def test_the_augmentation_of_a_stream_follows_from_the_epoch(streamed):
         batches.sampler.set_epoch(epoch)
         epochs.append(torch.cat([images for images, _ in batches]))
     assert torch.equal(epochs[0], epochs[1]) and not torch.equal(epochs[0], epochs[2])
+
+
+def evaluated(stream, root, processes):
+    """The numbers of the images that each of so many processes evaluates."""
+    found = []
+    for rank in range(processes):
+        batches = plain_data(root, *stream, world=World(rank, processes)).held_out
+        images = [loaded.images for loaded in batches._loader]
+        found.append([round(float(image[0, 0, 0] * 255 / 8)) for batch in images for image in batch])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("processes", "held_out"),
+    [(2, [[0, 4, 8, 2, 6], [1, 5, 9, 3, 7]]), (5, [[0, 4, 8], [1, 5, 9], [2, 6], [3, 7], []])],
+)
+def test_an_evaluation_of_shards_counts_each_image_once(streamed, monkeypatch, processes, held_out):
+    monkeypatch.setattr(Shards, "dist_num_replicas", processes)
+    streamed = (*streamed, "EVAL_MODE", True, "DATA.NUM_WORKERS", 2)
+    assert evaluated(streamed, "", processes) == held_out
 
 
 @pytest.mark.parametrize(
@@ -162,7 +190,7 @@ def test_what_a_stream_cannot_do_is_one_line(streamed):
         plain_data("", *streamed, "DATA.BATCH_SIZE", 16)
 
 
-def test_the_package_webdataset_streams_shards(tmp_path):
+def test_the_package_webdataset_streams_shards(tmp_path, monkeypatch):
     pytest.importorskip("webdataset", reason="the package webdataset is not installed")
     for split, count in (("train", 12), ("val", 6)):
         with tarfile.open(tmp_path / f"{split}-0.tar", "w") as file:
@@ -176,15 +204,19 @@ def test_the_package_webdataset_streams_shards(tmp_path):
     assert numbers(data.held_out) == [[0, 1, 2, 3], [4, 5]]
     first, again = numbers(data.train, 3), numbers(data.train, 3)
     assert first == again and sorted(sum(first, [])) == list(range(12))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    assert evaluated((*STREAM, *splits, "EVAL_MODE", True), tmp_path, 2) == [[0, 1, 2, 3, 4, 5], []]
 
 
-def test_the_package_datasets_reads_a_folder(tmp_path, monkeypatch):
-    pytest.importorskip("datasets", reason="the package datasets is not installed")
+def test_the_package_datasets_reads_a_folder(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
+    assert datasets.config.HF_HUB_OFFLINE, "tests/conftest.py keeps the package from the network"
     for number in range(4):
         path = tmp_path / "Pets" / "train" / ("cat" if number < 2 else "dog") / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded(marked(number)))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     name = f"hfds/{tmp_path / 'Pets'}"
     config, _ = load_config(opts=["DATA.DATASET", name, "DATA.DATA_PATH", str(tmp_path / "cache")])
     source = open_source(config, train=True)

@@ -63,6 +63,17 @@ def test_arrows_run_one_way(room):
         assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}; {room} may import {sorted(allowed)}"
 
 
+# The benchmarks of whole networks; the others measure operators, and need nothing of what is built on them.
+OF_NETWORKS = {"backbone", "compiled", "memory"}
+
+
+def test_benchmarks_of_operators_need_the_kernels_alone():
+    found = {path.stem: imported_roots(path) & set(ARROWS) for path in (ROOT / "kernels" / "benchmarks").glob("*.py")}
+    assert OF_NETWORKS < set(found)
+    wrong = {name: roots for name, roots in found.items() if name not in OF_NETWORKS and roots - {"vmamba_kernels"}}
+    assert not wrong
+
+
 def test_the_arrow_check_sees_a_wrong_import(tmp_path):
     planted = tmp_path / "planted.py"
     planted.write_text("import os\n\ndef f():\n    from classification.main import main\n")
