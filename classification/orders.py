@@ -20,6 +20,7 @@ _PART = "part"
 class RepeatedOrder(DistributedSampler):
     """Each image `repeats` times in a row, dealt out over the processes; an epoch stays as long as without repeats.
 
+    A single process has the repeats of an image beside one another, in its batch, each augmented by itself.
     timm's `RepeatAugSampler` (Hoffer et al. 2020, section 3; DeiT), seeded by the run as well as by the epoch.
     """
 

@@ -1,4 +1,4 @@
-"""How long this package takes to import, beyond what it builds on."""
+"""How long this package takes to import, beyond what it builds on, and which large libraries it then loads."""
 
 from __future__ import annotations
 
@@ -8,18 +8,27 @@ import sys
 
 # What is timed, and what is imported before.
 IMPORTS = (("vmamba", "torch"), ("vmamba_kernels", "torch"), ("vmamba.models", "torch, timm"))
-_CODE = "import {before}, time; start = time.perf_counter(); import {name}; print(time.perf_counter() - start)"
+# What an import leaves for its first use.
+LARGE = ("timm", "triton", "mmengine", "mmdet", "mmseg", "torchvision", "matplotlib")
+_CODE = """import {before}, sys, time
+there, start = set(sys.modules), time.perf_counter()
+import {name}
+print(time.perf_counter() - start, *(large for large in {large} if large in sys.modules and large not in there))"""
 
 
-def seconds(name: str, before: str, rounds: int = 5) -> float:
-    """Return the median time that `import NAME` takes in a fresh process, after the import of `before`."""
-    command = [sys.executable, "-c", _CODE.format(name=name, before=before)]
+def measured(name: str, before: str, rounds: int = 5) -> tuple[float, list[str]]:
+    """Return the median seconds of `import NAME` in fresh processes after `import BEFORE`, and what it loads of LARGE."""
+    command = [sys.executable, "-c", _CODE.format(name=name, before=before, large=LARGE)]
     runs = (subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(rounds))
-    return statistics.median(float(run.stdout) for run in runs)
+    answers = [run.stdout.split() for run in runs]
+    return statistics.median(float(answer[0]) for answer in answers), answers[0][1:]
 
 
 def import_times(rounds: int = 5) -> list[tuple[str, str]]:
-    """Return (what is imported, its seconds in words) for the packages here."""
-    return [
-        (f"import {name}", f"{seconds(name, before, rounds):.3f} s beyond import {before}") for name, before in IMPORTS
-    ]
+    """Return (what is imported, its seconds and what it loads in words) for the packages here."""
+    rows = []
+    for name, before in IMPORTS:
+        seconds, loaded = measured(name, before, rounds)
+        also = f"loads {', '.join(loaded)}" if loaded else f"loads none of {', '.join(LARGE)}"
+        rows.append((f"import {name}", f"{seconds:.3f} s beyond import {before}; {also}"))
+    return rows

@@ -150,13 +150,16 @@ def run_python(code: str, cwd: Path = ROOT) -> str:
 
 
 def test_import_vmamba_is_light():
-    loaded = run_python("import sys, vmamba; print([m for m in ('torch', 'timm', 'numpy') if m in sys.modules])")
-    assert loaded == "[]"
+    heavy = ("torch", "timm", "numpy", "triton", "mmengine")
+    assert run_python(f"import sys, vmamba; print([m for m in {heavy} if m in sys.modules])") == "[]"
 
 
 def test_import_vmamba_models_registers_with_timm():
-    code = "import timm, vmamba.models; print(*timm.list_models())"
-    known = set(run_python(code).splitlines()[-1].split())
+    loaded = "[m for m in ('triton', 'mmengine', 'mmdet') if m in sys.modules and m not in before]"
+    code = f"import sys, timm; before = set(sys.modules); import vmamba.models; print({loaded}); "
+    used, known_names = run_python(code + "print(*timm.list_models())").splitlines()[-2:]
+    assert used == "[]", "Triton and mmengine load at their first use"
+    known = set(known_names.split())
     ours = vmamba.list_models()
     assert len(ours) >= 9 and set(ours) <= known
     assert {name for name in known if "vmamba" in name} == set(vmamba.list_models("*vmamba*"))
