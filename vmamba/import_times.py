@@ -17,7 +17,7 @@ print(time.perf_counter() - start, *(large for large in {large} if large in sys.
 
 
 def measured(name: str, before: str, rounds: int = 5) -> tuple[float, list[str]]:
-    """Return the median seconds of `import NAME` in fresh processes after `import BEFORE`, and what it loads of LARGE."""
+    """Return the median seconds of `import NAME` in fresh processes after `import BEFORE`, and its LARGE libraries."""
     command = [sys.executable, "-c", _CODE.format(name=name, before=before, large=LARGE)]
     runs = (subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(rounds))
     answers = [run.stdout.split() for run in runs]
