@@ -203,7 +203,8 @@ class PatchMerging(nn.Module):
         if self.channel_first:
             x = x.permute(0, 2, 3, 1)
         H, W = x.shape[1:3]
-        x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
+        # not W % 2 and H % 2, of which torch.export cannot tell how small a half can be
+        x = F.pad(x, (0, 0, 0, 2 * ((W + 1) // 2) - W, 0, 2 * ((H + 1) // 2) - H))
         x = x.unfold(1, 2, 2).unfold(2, 2, 2)  # [B, h, w, C, row, column]
         x = x.permute(0, 1, 2, 5, 4, 3).flatten(3)  # [B, h, w, 4C]: (0,0), (1,0), (0,1), (1,1) of (row, column)
         if self.channel_first:
