@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from classification.data import Data
@@ -27,7 +28,16 @@ _ROOT = Path(__file__).resolve().parents[1]
 _LONGEST_STATUS = 60
 
 
-def write_environment(folder: Path, data: Data, network: nn.Module, world: World, epoch: int) -> None:
+def restarts(world: World) -> int:
+    """Return how often torchrun has started the processes again, the same on every process, all of which call it.
+
+    A machine counts the failures of its own processes, not those that it hears of: the most that any of them counts.
+    """
+    own = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    return int(world.highest(torch.tensor([own], device=world.device))[0])
+
+
+def write_environment(folder: Path, data: Data, network: nn.Module, world: World, epoch: int, restart: int = 0) -> None:
     """Write ``environment.json`` for this start of a run, and add the start to ``starts.jsonl``."""
     git = git_state()
     start = {
@@ -35,7 +45,7 @@ def write_environment(folder: Path, data: Data, network: nn.Module, world: World
         "epoch": epoch,
         "processes": world.size,
         "machines": world.size // int(os.environ.get("LOCAL_WORLD_SIZE", world.size)),
-        "restart": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+        "restart": restart,
         "commit": git.get("commit"),
         "dirty": git.get("dirty"),
         "command": command_line(),

@@ -23,7 +23,7 @@ from classification.config import as_yaml
 from classification.curves import draw_curves
 from classification.data import Data, build_data
 from classification.dry_run import dry_run, scratch_folder
-from classification.environment import write_environment
+from classification.environment import restarts, write_environment
 from classification.failures import explained
 from classification.finetuning import fetch_weights
 from classification.labels import LABELS
@@ -109,7 +109,8 @@ def run(
     if config.DRY_RUN:
         dry_run(trainer, data, updates_per_epoch(config, data), folder, console)
         return
-    world.from_first(lambda: write_environment(folder, data, trainer.network, world, progress.epoch))
+    restart = restarts(world)
+    world.from_first(lambda: write_environment(folder, data, trainer.network, world, progress.epoch, restart))
     train(trainer, data, progress, folder, console, task)
 
 
