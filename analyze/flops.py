@@ -137,15 +137,17 @@ def main(argv: list[str] | None = None) -> int:
     sizes: list[Size | None] = (
         [parse_size(text) for text in arguments.sizes] if arguments.sizes else [size_of(arguments)]
     )
+    if any("=" in text for text in arguments.compare):
+        raise UserError("--compare NAME=FILE: FLOPs are those of the model, whatever its weights; give NAME alone")
+    if arguments.weights is not None and arguments.compare:
+        raise UserError("--compare: name models by --model and --compare alone, without --weights")
     output = Output(folder_of(arguments), "flops", "FLOPs and parameters")
-    if arguments.weights is not None and arguments.model is None:
-        if arguments.compare:
-            raise UserError("--compare: weights do not change FLOPs; name models by --model and --compare alone")
+    if arguments.weights is not None:
         subject = subject_of(arguments)
         with torch.no_grad():
             run_network(subject.name, subject.network, [size or subject.size for size in sizes], output)
         return 0
-    names = [arguments.model or DEFAULT, *(text.partition("=")[0] for text in arguments.compare)]
+    names = [arguments.model or DEFAULT, *arguments.compare]
     run(names, sizes, output)
     return 0
 
