@@ -165,7 +165,8 @@ def main(argv: list[str] | None = None) -> int:
     subject = subject_of(arguments)
     images = pictures(arguments.images, subject.opened.mode, arguments.count)
     if arguments.data is not None:
-        labelled(arguments.data, "train"), labelled(arguments.data, "val")  # before anything is computed
+        for split in ("train", "val"):
+            labelled(arguments.data, split)  # what is wrong with it is told before anything is computed
     run = arguments.run
     if run is None and arguments.weights is not None and (arguments.weights.parent / METRICS).is_file():
         run = arguments.weights.parent
