@@ -13,6 +13,7 @@ from analyze.output import Analysis, Output
 from analyze.subject import DEFAULT, Size
 from vmamba.command_line import parse_size
 from vmamba.counting import Count, count_model
+from vmamba.devices import choose_device
 from vmamba.errors import UserError
 from vmamba.figures import log_axis, new_figure
 from vmamba.summary import build_on_meta, parts
@@ -141,6 +142,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--compare NAME=FILE: FLOPs are those of the model, whatever its weights; give NAME alone")
     if arguments.weights is not None and arguments.compare:
         raise UserError("--compare: name models by --model and --compare alone, without --weights")
+    choose_device(arguments.device)  # refused where it is no device, though a count needs none
     output = Output(folder_of(arguments), "flops", "FLOPs and parameters")
     if arguments.weights is not None:
         subject = subject_of(arguments)

@@ -32,7 +32,7 @@ class Sleeping(nn.Module):
 
     def forward(self, x):
         if self.calls == self.fails_at:
-            self.room = min(self.room, len(x) // 2)
+            self.room, self.fails_at = len(x) // 2, -1
         if len(x) > self.room:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
         self.clock.time += self.seconds[self.calls % len(self.seconds)]
