@@ -32,13 +32,18 @@ Grid = Mapping[str, list[Subject]]
 
 
 def draw(fields: Mapping[str, list[tuple[str, Field]]]) -> Figure:
-    """Return the figure of a grid of fields: a row for each key, a column for each titled field."""
+    """Return the figure of a grid of fields: a row for each key, a column for each titled field.
+
+    Rows of one field each are drawn side by side.
+    """
     wide = max(len(row) for row in fields.values())
-    figure = new_figure(2.6 * wide + 0.4, 2.9 * len(fields) + 0.2)
-    panels = figure.subplots(len(fields), wide, squeeze=False)
+    shape = (len(fields), wide) if wide > 1 else (1, len(fields))
+    figure = new_figure(2.6 * shape[1] + 0.2, 3.0 * shape[0] + 0.2)
+    figure.set_layout_engine("constrained", h_pad=0.08)
+    panels = figure.subplots(*shape, squeeze=False)
     for axes in panels.flat:
         axes.set_axis_off()
-    for line, (label, row) in zip(panels, fields.items()):
+    for line, (label, row) in zip(panels.reshape(len(fields), wide), fields.items()):
         for axes, (title, field) in zip(line, row):
             shown = displayed(field.contribution).numpy()
             axes.imshow(shown, cmap="RdYlGn", vmin=0, vmax=1, interpolation="nearest")

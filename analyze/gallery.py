@@ -80,6 +80,7 @@ def trained_fields(folder: Path, trained: Path) -> list[Analysis]:
     if not trained.is_file():
         raise UserError(f"--trained {trained}: there is no such file; run `make train`, or name the parts with --only")
     subject = open_subject(None, trained, None, "cpu")
+    subject.name = "digits"
     output = Output(folder, "erf_trained", "Effective receptive field, before and after training on digits")
     return [erf.measure(erf.grid_of([subject], True, 0), pictures(None, subject.opened.mode), output)]
 
