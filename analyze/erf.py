@@ -38,7 +38,7 @@ def draw(fields: Mapping[str, list[tuple[str, Field]]]) -> Figure:
     """
     wide = max(len(row) for row in fields.values())
     shape = (len(fields), wide) if wide > 1 else (1, len(fields))
-    figure = new_figure(2.6 * shape[1] + 0.2, 3.0 * shape[0] + 0.2)
+    figure = new_figure(2.6 * shape[1] + 0.2, 3.0 * shape[0])
     figure.set_layout_engine("constrained", h_pad=0.08)
     panels = figure.subplots(*shape, squeeze=False)
     for axes in panels.flat:

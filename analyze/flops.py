@@ -69,7 +69,7 @@ def draw(parts_of: dict[str, list[dict[str, Any]]], sizes: Sequence[dict[str, An
         start = 0.0
         for number, row in enumerate(rows):
             stacked.barh([place], [row["GFLOPs"]], left=start, color=f"C{number % 10}")
-            if row["share"] > 0.08:
+            if row["share"] > 0.01 * len(row["part"]):  # there is room for its name
                 stacked.text(start + row["GFLOPs"] / 2, place, row["part"], ha="center", va="center", fontsize=6)
             start += row["GFLOPs"]
     stacked.set_yticks(range(len(parts_of)), list(parts_of), fontsize=7)

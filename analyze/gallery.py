@@ -21,9 +21,9 @@ from analyze.command import one_line, tracked
 from analyze.output import Analysis, Output
 from analyze.pictures import pictures
 from analyze.rates import Protocol
+from analyze.settings import machine
 from analyze.subject import Subject, open_subject, open_subjects
 from vmamba.command_line import Parser
-from vmamba.devices import device_name
 from vmamba.errors import UserError
 from vmamba.host_memory import keep_freed_memory
 from vmamba.photographs import photographs
@@ -131,8 +131,7 @@ def published(analysis: Analysis, folder: Path, part: str) -> None:
     path = folder / f"{analysis.name}.json"
     about = json.loads(path.read_text(encoding="utf-8"))
     device = torch.device("cuda" if part in ("throughput", "scaling") and torch.cuda.is_available() else "cpu")
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    about |= {"command": f"python -m analyze.gallery --only {part}", "machine": f"{device_name(device)}{threads}"}
+    about |= {"command": f"python -m analyze.gallery --only {part}", "machine": machine(device)}
     write_text(path, json.dumps(about, indent=1) + "\n")
 
 

@@ -69,7 +69,7 @@ def draw(rows: Sequence[dict[str, Any]], along: str, figures: Sequence[tuple[str
     if len(kinds) == 1:
         figure.suptitle(kinds[0], fontsize=10)
     drawn = figure.axes[0].get_legend_handles_labels()
-    figure.legend(*drawn, loc="outside lower center", ncols=min(len(keys), len(figures) + 1), fontsize=8)
+    figure.legend(*drawn, loc="outside lower center", ncols=min(len(keys), len(figures)), fontsize=8, handlelength=4)
     return figure
 
 

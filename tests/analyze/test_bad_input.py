@@ -56,7 +56,13 @@ def run(command: str, words: list[str]) -> int:
     return importlib.import_module(f"analyze.{command}").main(words)
 
 
-@pytest.mark.parametrize("case, command", [(case, command) for case, (some, *_) in CASES.items() for command in some])
+def each(case: str, commands: tuple[str, ...]) -> list:
+    """The case for every command; of those that share their words, all but the first, and flops, are slow."""
+    fast = (commands[0], "flops")
+    return [pytest.param(case, c, marks=() if c in fast else pytest.mark.slow, id=f"{case}-{c}") for c in commands]
+
+
+@pytest.mark.parametrize("case, command", [param for case, (some, *_) in CASES.items() for param in each(case, some)])
 def test_what_is_wrong_is_one_line(place, capsys, case, command):
     _, words, expected = CASES[case]
     if command == "scaling" and case == "count":
@@ -80,7 +86,10 @@ def no_memory(monkeypatch):
     monkeypatch.setattr(nn.Conv2d, "forward", fails)
 
 
-@pytest.mark.parametrize("command", ("erf", "attention", "activation", "throughput", "scaling", "probe"))
+@pytest.mark.parametrize(
+    "command",
+    ["erf", "throughput", "probe", *(pytest.param(c, marks=pytest.mark.slow) for c in WITH_IMAGES[1:3] + ("scaling",))],
+)
 def test_memory_that_runs_out_is_one_line(place, capsys, no_memory, command):
     sizes = ["--sizes", "32", "48"] if command == "scaling" else []
     assert run(command, ["--model", place["SMALL"], *sizes]) == 2
@@ -88,6 +97,7 @@ def test_memory_that_runs_out_is_one_line(place, capsys, no_memory, command):
     assert error.startswith("error: out of memory") and error.count("\n") == 1 and "give a smaller --size" in error
 
 
+@pytest.mark.slow
 def test_a_report_goes_on_where_memory_runs_out(place, no_memory, monkeypatch):
     every = report.tasks
     monkeypatch.setattr(report, "tasks", lambda *a: {k: v for k, v in every(*a).items() if k in ("erf", "flops")})

@@ -38,6 +38,7 @@ def test_the_page_shows_what_is_there(tmp_path):
     assert r"`python -m analyze.gallery --only attention` on a CPU, 2 threads. \|M\| by hand" in text
 
 
+@pytest.mark.slow
 def test_every_part_is_drawn(tmp_path, monkeypatch, capsys, small_config, small_weights):
     few = {name: gallery.photographs()[name] for name in gallery.PHOTOGRAPHS[:1]}
     settings = {"DESIGNS": (str(small_config), "test_resnet"), "SCANNED": (str(small_config),), "SIZES": (32,)}
