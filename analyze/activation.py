@@ -37,13 +37,14 @@ def draw(rows: Mapping[str, Mapping[str, Tensor]], seen: Mapping[str, Image.Imag
     """Return a figure with a row for each image: the image with its mark, then an overlay for each map."""
     wide = 1 + max(len(maps) for maps in rows.values())
     figure = new_figure(1.9 * wide, 2.1 * len(rows))
+    figure.set_layout_engine("constrained", h_pad=0.08)
     panels = figure.subplots(len(rows), wide, squeeze=False)
     for axes in panels.flat:
         axes.set_axis_off()
     for line, (name, maps) in zip(panels, rows.items()):
         picture = seen[name]
         line[0].imshow(picture, cmap="gray" if picture.mode == "L" else None)
-        line[0].plot([point[1] * picture.width - 0.5], [point[0] * picture.height - 0.5], "s", mfc="none", mec="red")
+        line[0].plot([point[1] * picture.width - 0.5], [point[0] * picture.height - 0.5], "s", mfc="none", mec="cyan")
         line[0].set_title(name, fontsize=7)
         for axes, (title, value) in zip(line[1:], maps.items()):
             large = F.interpolate(value[None, None].float(), (picture.height, picture.width), mode="bilinear")

@@ -133,6 +133,7 @@ def draw(seen: Mapping[str, Image.Image], maps: Mapping[tuple[str, Query], Mappi
     """Return a figure with a row for each (image, query): the image with its mark, then an overlay for each map."""
     wide = 1 + max(len(found) for found in maps.values())
     figure = new_figure(2.3 * wide, 2.5 * len(maps))
+    figure.set_layout_engine("constrained", h_pad=0.08)
     panels = figure.subplots(len(maps), wide, squeeze=False)
     for axes in panels.flat:
         axes.set_axis_off()
@@ -149,7 +150,7 @@ def draw(seen: Mapping[str, Image.Image], maps: Mapping[tuple[str, Query], Mappi
             cells = max((value.shape for value in found.values()), key=lambda shape: shape[0])
             y, x = ((min(int(v * n), n - 1) + 0.5) / n for v, n in zip(query.point, cells))  # the token's middle
             for axes in line[: 1 + len(found)]:
-                axes.plot([x * picture.width - 0.5], [y * picture.height - 0.5], "s", mfc="none", mec="red", ms=7)
+                axes.plot([x * picture.width - 0.5], [y * picture.height - 0.5], "s", mfc="none", mec="cyan", ms=7)
     return figure
 
 

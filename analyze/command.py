@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from analyze.subject import DEFAULT, Size, Subject, open_subject, open_subjects
 from vmamba.command_line import Parser, parse_size
@@ -17,6 +19,18 @@ from vmamba.errors import UserError, exit_on_user_error
 from vmamba.host_memory import out_of_memory
 
 T = TypeVar("T")
+_shown: list[Progress] = []  # the bars on the terminal, those of loops inside of loops among them
+
+
+@contextmanager
+def memory_told() -> Iterator[None]:
+    """Turn memory that runs out inside into a `UserError`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError("out of memory for one image; give a smaller --size, or another --device") from None
 
 
 def one_line(main: Callable[..., int | None]) -> Callable[..., int]:
@@ -24,12 +38,8 @@ def one_line(main: Callable[..., int | None]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs) -> int | None:
-        try:
+        with memory_told():
             return main(*args, **kwargs)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            raise UserError("out of memory for one image; give a smaller --size, or another --device") from None
 
     return exit_on_user_error(wrapped)
 
@@ -80,8 +90,24 @@ def subjects_of(arguments: argparse.Namespace) -> list[Subject]:
     )
 
 
-def tracked(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items, with a bar on standard error where that is a terminal."""
+def tracked(items: Sequence[T], description: str) -> Iterator[T]:
+    """Yield the items, with a bar on standard error where that is a terminal; loops inside have theirs below it."""
+    if _shown:
+        outer = _shown[-1]
+        task = outer.add_task(description, total=len(items))
+        try:
+            yield from outer.track(items, total=len(items), task_id=task)
+        finally:
+            outer.remove_task(task)
+        return
     console = Console(stderr=True)
-    known = len(items) if total is None and isinstance(items, Sequence) else total
-    yield from track(items, description, total=known, console=console, transient=True, disable=not console.is_terminal)
+    # What is printed meanwhile must go round the bar on a terminal, and stay on standard output everywhere else.
+    redirected = console.is_terminal and sys.stdout.isatty()
+    with Progress(
+        console=console, transient=True, disable=not console.is_terminal, redirect_stdout=redirected
+    ) as progress:
+        _shown.append(progress)
+        try:
+            yield from progress.track(items, total=len(items), description=description)
+        finally:
+            _shown.remove(progress)

@@ -14,7 +14,7 @@ from analyze.command import folder_of, new_parser, one_line, subjects_of, tracke
 from analyze.field import THRESHOLDS, Field, displayed, mean_field, squares, with_scan_order
 from analyze.output import Analysis, Output
 from analyze.pictures import pictures
-from analyze.subject import Subject, open_subject
+from analyze.subject import Subject
 from vmamba.errors import UserError
 from vmamba.figures import new_figure
 from vmamba.models import VSSM, Vim
@@ -32,13 +32,18 @@ Grid = Mapping[str, list[Subject]]
 
 
 def draw(fields: Mapping[str, list[tuple[str, Field]]]) -> Figure:
-    """Return the figure of a grid of fields: a row for each key, a column for each titled field."""
+    """Return the figure of a grid of fields: a row for each key, a column for each titled field.
+
+    Rows of one field each are drawn side by side.
+    """
     wide = max(len(row) for row in fields.values())
-    figure = new_figure(2.6 * wide + 0.4, 2.9 * len(fields) + 0.2)
-    panels = figure.subplots(len(fields), wide, squeeze=False)
+    shape = (len(fields), wide) if wide > 1 else (1, len(fields))
+    figure = new_figure(2.6 * shape[1] + 0.2, 3.0 * shape[0])
+    figure.set_layout_engine("constrained", h_pad=0.08)
+    panels = figure.subplots(*shape, squeeze=False)
     for axes in panels.flat:
         axes.set_axis_off()
-    for line, (label, row) in zip(panels, fields.items()):
+    for line, (label, row) in zip(panels.reshape(len(fields), wide), fields.items()):
         for axes, (title, field) in zip(line, row):
             shown = displayed(field.contribution).numpy()
             axes.imshow(shown, cmap="RdYlGn", vmin=0, vmax=1, interpolation="nearest")
@@ -95,12 +100,10 @@ def grid_of(subjects: list[Subject], untrained: bool, seed: int) -> dict[str, li
     """Return the rows of the picture: with `untrained`, those of random weights above those of the files."""
     rows: dict[str, list[Subject]] = {}
     if untrained:
-        if all("random" in subject.weights for subject in subjects):
+        if not any(subject.file for subject in subjects):
             raise UserError("--before-after: all weights are random; give --weights FILE, or --compare NAME=FILE")
         rows["random weights"] = [_fresh(subject, seed) for subject in subjects]
-        rows["trained"] = subjects
-        return rows
-    trained = sum("random" not in subject.weights for subject in subjects)
+    trained = sum(subject.file is not None for subject in subjects)
     rows["random weights" if not trained else "trained" if trained == len(subjects) else "as given"] = subjects
     return rows
 
@@ -111,8 +114,8 @@ def _fresh(subject: Subject, seed: int) -> Subject:
         network = copy.deepcopy(subject.network)
         torch.manual_seed(seed)
         network.init_weights()
-        return replace(subject, opened=replace(subject.opened, network=network), weights=f"random weights, seed {seed}")
-    return open_subject(subject.name, None, subject.size, subject.device, seed)
+        return replace(subject, opened=replace(subject.opened, network=network), file=None, seed=seed)
+    return subject.untrained(seed)
 
 
 @one_line

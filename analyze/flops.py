@@ -13,6 +13,7 @@ from analyze.output import Analysis, Output
 from analyze.subject import DEFAULT, Size
 from vmamba.command_line import parse_size
 from vmamba.counting import Count, count_model
+from vmamba.devices import choose_device
 from vmamba.errors import UserError
 from vmamba.figures import log_axis, new_figure
 from vmamba.summary import build_on_meta, parts
@@ -68,7 +69,7 @@ def draw(parts_of: dict[str, list[dict[str, Any]]], sizes: Sequence[dict[str, An
         start = 0.0
         for number, row in enumerate(rows):
             stacked.barh([place], [row["GFLOPs"]], left=start, color=f"C{number % 10}")
-            if row["share"] > 0.08:
+            if row["share"] > 0.01 * len(row["part"]):  # there is room for its name
                 stacked.text(start + row["GFLOPs"] / 2, place, row["part"], ha="center", va="center", fontsize=6)
             start += row["GFLOPs"]
     stacked.set_yticks(range(len(parts_of)), list(parts_of), fontsize=7)
@@ -137,15 +138,18 @@ def main(argv: list[str] | None = None) -> int:
     sizes: list[Size | None] = (
         [parse_size(text) for text in arguments.sizes] if arguments.sizes else [size_of(arguments)]
     )
+    if any("=" in text for text in arguments.compare):
+        raise UserError("--compare NAME=FILE: FLOPs are those of the model, whatever its weights; give NAME alone")
+    if arguments.weights is not None and arguments.compare:
+        raise UserError("--compare: name models by --model and --compare alone, without --weights")
+    choose_device(arguments.device)  # refused where it is no device, though a count needs none
     output = Output(folder_of(arguments), "flops", "FLOPs and parameters")
-    if arguments.weights is not None and arguments.model is None:
-        if arguments.compare:
-            raise UserError("--compare: weights do not change FLOPs; name models by --model and --compare alone")
+    if arguments.weights is not None:
         subject = subject_of(arguments)
         with torch.no_grad():
             run_network(subject.name, subject.network, [size or subject.size for size in sizes], output)
         return 0
-    names = [arguments.model or DEFAULT, *(text.partition("=")[0] for text in arguments.compare)]
+    names = [arguments.model or DEFAULT, *arguments.compare]
     run(names, sizes, output)
     return 0
 

@@ -1,35 +1,42 @@
-"""Draw the pictures of ``docs/analysis.md``: ``python -m analyze.gallery --trained RUN/best.pth``.
+"""Draw the pictures of ``docs/analysis.md``: ``python -m analyze.gallery --only erf attention``.
 
-Effective receptive fields of five designs with random weights, and of the digits' model before and after training;
-attention maps on three photographs; throughput and scaling of this machine. Each picture is below 200 kB.
+Parts: erf, the effective receptive fields of five designs with random weights; trained, those of a checkpoint before
+and after its training; attention, maps on three photographs; throughput and scaling, figures of this machine, which
+must do nothing else. Each picture is below 300 kB.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import nn
 
 from analyze import attention, erf, scaling, throughput
-from analyze.command import tracked
+from analyze.command import one_line, tracked
 from analyze.output import Analysis, Output
 from analyze.pictures import pictures
 from analyze.rates import Protocol
+from analyze.settings import machine
 from analyze.subject import Subject, open_subject, open_subjects
 from vmamba.command_line import Parser
-from vmamba.errors import exit_on_user_error
+from vmamba.errors import UserError
 from vmamba.host_memory import keep_freed_memory
 from vmamba.photographs import photographs
-from vmamba.weights import write_bytes
+from vmamba.weights import write_bytes, write_text
 
 DESIGNS = ("vmamba_tiny_s1l8", "vim_tiny", "fastvim_tiny", "swin_tiny_patch4_window7_224", "resnet50")
-TIMED = ("vmamba_tiny_s1l8", "vim_tiny", "fastvim_tiny", "resnet50")
-SIZES = ((224, 224), (320, 320), (448, 448), (640, 640))
+SCANNED = ("vmamba_tiny_s1l8", "vim_tiny", "fastvim_tiny")
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")
-MOST_BYTES = 200_000
+BATCHES = (1, 8)
+SIZES = (224, 288, 384, 512, 768, 1024)
+TURNS = 3
+TRAINED = Path("output/vmamba_digits/default/best.pth")
+MOST_BYTES = 300_000
 # Pixels first, then colours: what is tried until a picture is small enough.
 SHRUNK = [(scale, colours) for colours in (256, 128, 64, 32) for scale in (1.0, 0.85, 0.75, 0.65, 0.5)]
 
@@ -59,73 +66,85 @@ def with_open_branches(subject: Subject) -> None:
         subject.name += ", branches open"
 
 
-def fields(folder: Path, trained: Path | None) -> list[Analysis]:
-    """Draw the effective receptive fields of the designs, and of trained weights beside untrained ones."""
-    subjects = open_subjects(DESIGNS[0], None, DESIGNS[1:], None, "auto")
+def fields(folder: Path, trained: Path) -> list[Analysis]:
+    """Draw the effective receptive fields of the designs."""
+    subjects = open_subjects(DESIGNS[0], None, DESIGNS[1:], None, "cpu")
     for subject in subjects:
         with_open_branches(subject)
-    found = [
-        erf.measure(
-            {"random weights": subjects},
-            photographs(),
-            Output(folder, "erf", "Effective receptive field, random weights"),
-        )
-    ]
-    if trained is not None:
-        subject = open_subject(None, trained)
-        grid = erf.grid_of([subject], True, 0)
-        images = pictures(None, subject.opened.mode)
-        found.append(
-            erf.measure(
-                grid,
-                images,
-                Output(folder, "erf_trained", "Effective receptive field, before and after training on digits"),
-            )
-        )
-    return found
+    output = Output(folder, "erf", "Effective receptive field, random weights")
+    return [erf.measure(erf.grid_of(subjects, False, 0), photographs(), output)]
 
 
-def maps(folder: Path) -> list[Analysis]:
-    """Draw attention maps of VMamba and Vim, of random weights, on three photographs."""
+def trained_fields(folder: Path, trained: Path) -> list[Analysis]:
+    """Draw the effective receptive field of a checkpoint, under that of random weights."""
+    if not trained.is_file():
+        raise UserError(f"--trained {trained}: there is no such file; run `make train`, or name the parts with --only")
+    subject = open_subject(None, trained, None, "cpu")
+    subject.name = "digits"
+    output = Output(folder, "erf_trained", "Effective receptive field, before and after training on digits")
+    return [erf.measure(erf.grid_of([subject], True, 0), pictures(None, subject.opened.mode), output)]
+
+
+def maps(folder: Path, trained: Path) -> list[Analysis]:
+    """Draw attention maps of random weights on three photographs."""
     images = {name: picture for name, picture in photographs().items() if name in PHOTOGRAPHS}
     queries = {name: [attention.Query((0.4, 0.5))] for name in images}
     found = []
-    for name in ("vmamba_tiny_s1l8", "vim_tiny"):
-        subject = open_subject(name)
-        output = Output(folder, f"attention_{name.partition('_')[0]}", f"Attention maps of {name}")
-        found.append(attention.measure(subject, images, queries, output))
+    for name in SCANNED:
+        output = Output(folder, f"attention_{Path(name).stem.partition('_')[0]}", f"Attention maps of {name}")
+        found.append(attention.measure(open_subject(name, None, None, "cpu"), images, queries, output))
     return found
 
 
-def rates(folder: Path, designs: Sequence[str] = TIMED, turns: int = 3) -> list[Analysis]:
-    """Draw throughput and scaling of this machine."""
-    kept = keep_freed_memory()
-    subjects: list[Subject] = open_subjects(designs[0], None, designs[1:])
-    protocols = [Protocol(mode, batch, turns=turns) for mode in ("inference", "training") for batch in (1, 8)]
-    speed = throughput.run(subjects, protocols, Output(folder, "throughput", "Throughput"), kept)
-    over = scaling.run(subjects, SIZES, Output(folder, "scaling", "Over the size of the image"), turns=turns)
-    return [speed, over]
+def speed(folder: Path, trained: Path) -> list[Analysis]:
+    """Draw throughput, latency and memory of the designs on this machine."""
+    subjects = open_subjects(DESIGNS[0], None, DESIGNS[1:])
+    modes = ("inference", "training")
+    protocols = [Protocol(mode, batch, (subjects[0].size,), turns=TURNS) for mode in modes for batch in BATCHES]
+    return [throughput.run(subjects, protocols, Output(folder, "throughput", "Throughput"), keep_freed_memory())]
 
 
-@exit_on_user_error
+def sizes(folder: Path, trained: Path) -> list[Analysis]:
+    """Draw throughput, memory and FLOPs of the designs over the size of the image, on this machine."""
+    keep_freed_memory()
+    subjects = open_subjects(DESIGNS[0], None, DESIGNS[1:])
+    output = Output(folder, "scaling", "Over the size of the image")
+    return [scaling.run(subjects, [(side, side) for side in SIZES], output, turns=TURNS)]
+
+
+Part = Callable[[Path, Path], list[Analysis]]
+PARTS: dict[str, Part] = {
+    "erf": fields,
+    "trained": trained_fields,
+    "attention": maps,
+    "throughput": speed,
+    "scaling": sizes,
+}
+
+
+def published(analysis: Analysis, folder: Path, part: str) -> None:
+    """Make an analysis fit for the page: its picture small, its arrays gone, its command and machine in its JSON."""
+    for path in analysis.pictures.values():
+        print(f"{path}: {shrink(path):,} bytes")
+        path.with_suffix(".svg").unlink(missing_ok=True)
+    (folder / f"{analysis.name}.npz").unlink(missing_ok=True)
+    path = folder / f"{analysis.name}.json"
+    about = json.loads(path.read_text(encoding="utf-8"))
+    device = torch.device("cuda" if part in ("throughput", "scaling") and torch.cuda.is_available() else "cpu")
+    about |= {"command": f"python -m analyze.gallery --only {part}", "machine": machine(device)}
+    write_text(path, json.dumps(about, indent=1) + "\n")
+
+
+@one_line
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m analyze.gallery", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/images"), metavar="DIR", help="default docs/images")
-    parser.add_argument("--trained", type=Path, metavar="FILE", help="a checkpoint of the trainer, such as best.pth")
-    parser.add_argument("--only", nargs="+", choices=("erf", "attention", "rates"), help="draw these alone")
+    parser.add_argument("--trained", type=Path, default=TRAINED, metavar="FILE", help=f"default {TRAINED}")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="draw these alone")
     arguments = parser.parse(argv)
-    parts = {
-        "erf": lambda: fields(arguments.out, arguments.trained),
-        "attention": lambda: maps(arguments.out),
-        "rates": lambda: rates(arguments.out),
-    }
-    wanted = arguments.only or list(parts)
-    analyses = [analysis for name in tracked(wanted, "gallery") for analysis in parts[name]()]
-    for analysis in analyses:
-        for path in analysis.pictures.values():
-            print(f"{path}: {shrink(path):,} bytes")
-            path.with_suffix(".svg").unlink(missing_ok=True)
-        (arguments.out / f"{analysis.name}.npz").unlink(missing_ok=True)
+    for part in tracked(arguments.only, "gallery"):
+        for analysis in PARTS[part](arguments.out, arguments.trained):
+            published(analysis, arguments.out, part)
     return 0
 
 

@@ -45,6 +45,8 @@ def labelled(folder: Path | None, split: str, classes: Sequence[str] = (), count
     Where `classes` names every folder, its order numbers them; else they are numbered in alphabetical order. Raises
     `UserError` where there is no such folder or no image.
     """
+    if count is not None and count < 1:
+        raise UserError("--count: give at least 1")
     bundled = folder is None or (str(folder) == DIGITS and not folder.is_dir())
     found = _digits(split) if folder is None or bundled else _folder(folder / split, classes)
     if count is None or count >= len(found.images):

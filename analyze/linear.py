@@ -15,12 +15,20 @@ EPOCHS, BATCH = 30, 4096
 
 @dataclass(frozen=True)
 class Probe:
-    """Top-1 accuracy in percent before the training (None for a fresh head), after it, and the best of any epoch."""
+    """Top-1 accuracy in percent before the training (None for a fresh head), and after each of its epochs."""
 
     before: float | None
-    last: float
-    best: float
-    at: int
+    scores: list[float]
+
+    @property
+    def last(self) -> float:
+        """The accuracy at the end."""
+        return self.scores[-1]
+
+    @property
+    def best(self) -> float:
+        """The best accuracy of any epoch."""
+        return max(self.scores)
 
 
 def learning_rate(side: int) -> float:
@@ -63,8 +71,7 @@ def train_probe(
             optimizer.step()
         schedule.step()
         scores.append(top1_of(linear, held_out))
-    best = max(range(len(scores)), key=lambda epoch: scores[epoch])
-    return Probe(before, scores[-1], scores[best], best), linear
+    return Probe(before, scores), linear
 
 
 @torch.no_grad()

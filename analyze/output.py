@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vmamba.errors import UserError
 from vmamba.figures import write_figure
 from vmamba.weights import write_bytes, write_text
 
@@ -39,7 +40,10 @@ class Output:
         self.folder = folder
         self.analysis = Analysis(name, title)
         self.printed: list[str] = []
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {folder}: it cannot be made ({error.strerror}); name another folder") from None
 
     def picture(self, caption: str, figure: Figure, stem: str = "", vector: bool = False, dpi: int = 100) -> None:
         """Write a figure as PNG, and with `vector` as SVG too."""

@@ -21,6 +21,8 @@ def pictures(paths: list[Path] | None, mode: str = "RGB", count: int | None = No
     A model of gray images (`mode` "L") gets handwritten digits, any other photographs. Raises `UserError` where there
     is none, or for a file that is no image.
     """
+    if count is not None and count < 1:
+        raise UserError("--count: give at least 1")
     if paths is not None:
         if not paths:
             raise UserError("--images: there is none; name image files or a folder of them")

@@ -6,7 +6,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vmamba.errors import UserError
 from vmamba.host_memory import allocated_by, living, out_of_memory
-from vmamba.steps import Step, autocast, by_turns, inference_step, synchronize, training_step
+from vmamba.steps import Step, autocast, inference_step, seconds, synchronize, training_step
 
 MIB = 2**20
 MODES = ("inference", "training", "training-without-optimizer")
@@ -66,6 +66,16 @@ class Rate:
     halved: bool = False
 
 
+@dataclass
+class _Runner:
+    """A network's warm step at a batch that fits, its peak memory, and the seconds of a step in each turn so far."""
+
+    step: Step
+    batch: int
+    memory: float | None
+    taken: list[float] = field(default_factory=list)
+
+
 def step_of(network: nn.Module, protocol: Protocol, device: torch.device, channels: int) -> tuple[Step, Tensor]:
     """Return a step of a network by a protocol, not warm, and the images of its first batch.
 
@@ -99,50 +109,73 @@ def measure(
 ) -> dict[str, Rate | str]:
     """Return the rate of each network by one protocol, or in words why there is none.
 
-    A batch that does not fit into memory is halved until it does; the networks may so end at different batches.
+    A batch that does not fit into memory is halved until it does, in the warm-up and in any turn; the networks may so
+    end at different batches. The turns of one whose batch was halved start anew, those of the others go on.
     """
-    steps: dict[str, Step] = {}
-    batches: dict[str, int] = {}
-    memory: dict[str, float | None] = {}
     found: dict[str, Rate | str] = {}
-    for name, network in networks.items():
+    runners: dict[str, _Runner] = {}
+
+    def enter(name: str, batch: int) -> None:
         try:
-            steps[name], batches[name], memory[name] = _fitting(network, protocol, device, channels, with_memory)
+            runners[name] = _fitting(networks[name], protocol, batch, device, channels, with_memory)
         except (ValueError, RuntimeError, AssertionError) as error:
-            found[name] = " ".join(str(error).split())[:160] or type(error).__name__
-    times = by_turns(steps, device, protocol.turns, protocol.steps, now)
-    for name, taken in times.items():
-        speeds = [batches[name] / t for t in taken]
+            found[name] = _in_words(error)
+
+    for name in networks:
+        enter(name, protocol.batch)
+    while waiting := [name for name, runner in runners.items() if len(runner.taken) < protocol.turns]:
+        for name in waiting:
+            try:
+                fitted = _takes_turn(runners[name], protocol, device, now)
+            except (ValueError, RuntimeError, AssertionError) as error:
+                found[name] = _in_words(error)
+                del runners[name]
+                continue
+            if not fitted:
+                enter(name, runners.pop(name).batch // 2)
+    for name, runner in runners.items():
+        batch = runner.batch
+        speeds = [batch / t for t in runner.taken]
         middle = statistics.median(speeds)
-        rate = Rate(
-            batches[name], middle, min(speeds), max(speeds), 1e3 * batches[name] / middle, memory[name],
-            halved=batches[name] != protocol.batch,
-        )  # fmt: skip
-        found[name] = rate
+        halved = batch != protocol.batch
+        found[name] = Rate(batch, middle, min(speeds), max(speeds), 1e3 * batch / middle, runner.memory, halved)
     return {name: found[name] for name in networks}
 
 
+def _in_words(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def _takes_turn(runner: _Runner, protocol: Protocol, device: torch.device, now: Callable[[], float]) -> bool:
+    """Time one turn; return False where memory ran out in it."""
+    try:
+        runner.taken.append(seconds(runner.step, device, protocol.steps, now))
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        return False
+    return True
+
+
 def _fitting(
-    network: nn.Module, protocol: Protocol, device: torch.device, channels: int, with_memory: bool
-) -> tuple[Step, int, float | None]:
-    """A warm step at the largest batch that fits, that batch, and the step's peak memory."""
-    batch = protocol.batch
-    while True:
+    network: nn.Module, protocol: Protocol, batch: int, device: torch.device, channels: int, with_memory: bool
+) -> _Runner:
+    """A network ready for its turns, at `batch` or, halved and halved again, at the largest that fits."""
+    while batch:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
         try:
             step, images = step_of(network, replace(protocol, batch=batch), device, channels)
             for _ in range(max(1, protocol.warm_up)):
                 step()
-            return step, batch, _peak(step, network, images, protocol, device) if with_memory else None
+            return _Runner(step, batch, _peak(step, network, images, protocol, device) if with_memory else None)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            if batch == 1:
-                raise UserError(
-                    f"out of memory even for one image of {protocol.sizes}; give a smaller --size"
-                ) from None
-            batch //= 2
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+        # Here the error is gone, and with it the frames that held what had been allocated.
+        batch //= 2
+    sizes = ", ".join(f"{h}x{w}" for h, w in protocol.sizes)
+    raise UserError(f"out of memory even for one image of {sizes}; give a smaller --size")
 
 
 def _peak(step: Step, network: nn.Module, images: Tensor, protocol: Protocol, device: torch.device) -> float:

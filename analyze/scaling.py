@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,30 +12,19 @@ from analyze.labelled import Labelled, labelled, top1
 from analyze.output import Analysis, Output
 from analyze.rates import Protocol, Size, measure, rows_of
 from analyze.settings import setting
-from analyze.subject import Subject, open_subject
-from analyze.throughput import MEMORY, draw
+from analyze.subject import Subject
+from analyze.throughput import MEMORY, demand_figures, draw
 from vmamba.command_line import parse_size
-from vmamba.counting import check_size, count_model
+from vmamba.counting import count_model
 from vmamba.errors import UserError
 
 SIZES = ("224", "288", "384", "512", "640", "768", "1024")
 FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0)
-Maker = Callable[[Size], Subject]
 
 
 def sizes_from(size: Size, count: int) -> list[Size]:
     """Return the first `count` of the multiples 1, 1.5, 2, 3, 4 of a size."""
     return [(round(size[0] * f), round(size[1] * f)) for f in FACTORS[:count]]
-
-
-def same_network(subject: Subject) -> Maker:
-    """Return what makes a subject of another size of the same network; `UserError` where it does not run at one."""
-
-    def make(size: Size) -> Subject:
-        check_size(subject.network, size)
-        return replace(subject, size=size)
-
-    return make
 
 
 def run(
@@ -44,34 +33,32 @@ def run(
     output: Output,
     batch: int = 1,
     turns: int = 5,
-    makers: Mapping[str, Maker] | None = None,
     data: Labelled | None = None,
 ) -> Analysis:
-    """Measure the subjects at every size, and write table and plot.
-
-    `makers` make each of them for a size, which models of fixed size need; None keeps the networks. Accuracy is
-    measured where there are labelled images.
-    """
-    made = makers or {subject.name: same_network(subject) for subject in subjects}
+    """Measure the subjects at every size, and write table and plot; accuracy where there are labelled images."""
     device = subjects[0].device
     rows: list[dict[str, Any]] = []
     protocol = Protocol(batch=batch, turns=turns, warm_up=1)
     for size in tracked(list(sizes), "scaling"):
         protocol = replace(protocol, sizes=(size,))
         present: dict[str, Subject] = {}
-        for name, make in made.items():
+        for subject in subjects:
             try:
-                present[name] = make(size)
+                present[subject.name] = subject.at(size)
             except UserError as error:
                 label = f"{size[0]}x{size[1]}"
-                rows.append({"model": name, "size": label, "note": " ".join(str(error).split())[:160]})
+                rows.append({"model": subject.name, "size": label, "note": " ".join(str(error).split())[:160]})
         networks = {name: subject.network for name, subject in present.items()}
         for row in rows_of(measure(networks, protocol, device, subjects[0].channels), protocol):
             row["GFLOPs"] = round(count_model(networks[row["model"]], size).gflops, 6)
             if data is not None:
-                row["top-1"], said = top1(present[row["model"]], data, batch)
+                try:
+                    row["top-1"], said = top1(present[row["model"]], data, batch)
+                except UserError as error:
+                    row["top-1"], said = None, str(error)
                 row["note"] = "; ".join(word for word in (row["note"], said) if word)
             rows.append(row)
+    demand_figures(rows)
     panels = [("images/s", "images per second"), ("peak MiB", "peak memory, MiB"), ("GFLOPs", "GFLOPs (MACs)")]
     if data is not None:
         panels.append(("top-1", "top-1 accuracy, %"))
@@ -97,20 +84,11 @@ def main(argv: list[str] | None = None) -> int:
     sizes = [parse_size(text) for text in arguments.sizes]
     arguments.size = arguments.size or arguments.sizes[0]
     subjects = subjects_of(arguments)
-    words = [(arguments.model, arguments.weights)]
-    for text in arguments.compare:
-        name, _, file = text.partition("=")
-        words.append((name, Path(file) if file else None))
-
-    def maker(model: str | None, weights: Path | None, name: str) -> Maker:
-        return lambda size: replace(open_subject(model, weights, size, arguments.device, arguments.seed), name=name)
-
-    makers = {s.name: maker(model, weights, s.name) for s, (model, weights) in zip(subjects, words)}
     data = None
     if arguments.data is not None:
         data = labelled(arguments.data, "val", subjects[0].opened.class_names, arguments.count)
     output = Output(folder_of(arguments), "scaling", "Over the size of the image")
-    run(subjects, sizes, output, arguments.batch, arguments.turns, makers, data)
+    run(subjects, sizes, output, arguments.batch, arguments.turns, data)
     return 0
 
 

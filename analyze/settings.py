@@ -11,10 +11,18 @@ from vmamba.devices import device_name
 from vmamba_kernels import native
 
 
+def machine(device: torch.device) -> str:
+    """Return what a device is called, and how many threads PyTorch has on a CPU."""
+    count = torch.get_num_threads()
+    threads = f", {count} thread{'s' if count > 1 else ''}" if device.type == "cpu" else ""
+    return f"{device_name(device)}{threads}"
+
+
 def setting(device: torch.device) -> str:
     """Return device, threads, versions and backends in a line."""
     packages = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "timm", "numpy")]
     backends = [f"{row.operator} {row.backend}" for row in native.explain() if row.device == device.type]
-    parts = [device_name(device)]
-    parts += [f"{torch.get_num_threads()} threads"] if device.type == "cpu" else [f"CUDA {torch.version.cuda}"]
-    return "; ".join([*parts, f"python {platform.python_version()}, {', '.join(packages)}", ", ".join(backends)])
+    cuda = [] if device.type == "cpu" else [f"CUDA {torch.version.cuda}"]
+    return "; ".join(
+        [machine(device), *cuda, f"python {platform.python_version()}, {', '.join(packages)}", ", ".join(backends)]
+    )

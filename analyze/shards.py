@@ -11,13 +11,15 @@ Each shard holds "features" [n, C] and "labels" [n].
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from analyze.command import tracked
 from analyze.labelled import Batches, Labelled
 from analyze.subject import Subject
 from vmamba.errors import UserError
@@ -51,7 +53,7 @@ def write_shards(
     write_text(about, json.dumps({**told, **own}, indent=1) + "\n")
     batches, written = Batches(subject, batch), 0
     function = pooled(subject.network)
-    for path, images, labels in _parts(folder, data, split, size):
+    for path, images, labels in tracked(_parts(folder, data, split, size), f"features, {split}"):
         if path.is_file():
             continue
         features = batches.map(function, images)
@@ -60,10 +62,14 @@ def write_shards(
     return written, batches.said()
 
 
-def _parts(folder: Path, data: Labelled, split: str, size: int):
-    for number, start in enumerate(range(0, len(data.images), size)):
-        own = slice(start, start + size)
-        yield folder / f"{split}_{number:05d}.safetensors", data.images[own], list(data.labels[own])
+def _parts(
+    folder: Path, data: Labelled, split: str, size: int
+) -> list[tuple[Path, Sequence[Path | Image.Image], list[int]]]:
+    slices = [slice(start, start + size) for start in range(0, len(data.images), size)]
+    return [
+        (folder / f"{split}_{number:05d}.safetensors", data.images[own], list(data.labels[own]))
+        for number, own in enumerate(slices)
+    ]
 
 
 def read_shards(folder: Path, split: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from vmamba.devices import choose_device
 from vmamba.errors import UserError
 from vmamba.image_model import ImageModel, classes_of, from_checkpoint, from_network
 from vmamba.models.config_file import read_model_config
-from vmamba.models.from_config import input_channels
+from vmamba.models.from_config import input_channels, model_from_config
 from vmamba.preprocess import evaluation_transform, image_mode, with_size
 from vmamba.weights import load_checkpoint, load_weights
 
@@ -26,13 +26,23 @@ Size = tuple[int, int]
 
 @dataclass
 class Subject:
-    """A network in evaluation and its transform; `weights` says in words where its weights are from."""
+    """A network in evaluation and its transform, and what it was opened by: see `open_subject`.
+
+    `name` is what tables and pictures call it; `model` is None where the weights' file names the model.
+    """
 
     name: str
     opened: ImageModel
     size: Size
-    weights: str
+    model: str | None
+    file: Path | None = None
+    seed: int = 0
     channels: int = 3
+
+    @property
+    def weights(self) -> str:
+        """Where its weights are from, in words."""
+        return f"random weights, seed {self.seed}" if self.file is None else f"weights {self.file.name}"
 
     @property
     def network(self) -> nn.Module:
@@ -51,6 +61,21 @@ class Subject:
     def described(self) -> str:
         """Return name, weights and size of the images in a few words."""
         return f"{self.name} ({self.weights}) at {self.size[0]}x{self.size[1]}"
+
+    def at(self, size: Size) -> Subject:
+        """Return the subject opened again for images of another size, which models of fixed size need."""
+        return replace(open_subject(self.model, self.file, size, self.device, self.seed), name=self.name)
+
+    def untrained(self, seed: int) -> Subject:
+        """Return the subject opened again with random weights in place of those of its file."""
+        torch.manual_seed(seed)
+        if self.model is None:
+            assert self.file is not None
+            network = model_from_config(load_checkpoint(self.file)["config"])
+        else:
+            network, _ = build(self.model, self.size)
+        opened = replace(self.opened, network=network.requires_grad_(False).to(self.device).eval())
+        return replace(self, opened=opened, file=None, seed=seed)
 
 
 def open_subject(
@@ -73,8 +98,7 @@ def open_subject(
     found = (int(blank.shape[1]), int(blank.shape[2]))
     check_size(opened.network, found)
     opened.network.requires_grad_(False)
-    told = f"weights {weights.name}" if weights else f"random weights, seed {seed}"
-    return Subject(name, opened, found, told, int(blank.shape[0]))
+    return Subject(name, opened, found, model or (DEFAULT if weights is None else None), weights, seed, blank.shape[0])
 
 
 def _built(

@@ -23,44 +23,60 @@ MEMORY = {
     "cpu": "peak memory: all that PyTorch allocates in a step, by its profiler, with weights, optimizer and images",
     "cuda": "peak memory: the most that PyTorch's allocator held in a step, with weights, optimizer and images",
 }
+AXES = {"batch": "images at once", "size": "height of the image, pixels"}
+LINES = ("-", "--", ":", "-.")
 
 
 def draw(rows: Sequence[dict[str, Any]], along: str, figures: Sequence[tuple[str, str]]) -> Figure:
     """Return a figure of rows: a panel for each (column, label), a line for each model, mode and precision.
 
-    `along` is the column of the horizontal axis; of sizes and batches, where both vary, the other has lines of its own.
-    Bars stand for the spread, where the rows have one.
+    A model has one colour, a mode and precision one kind of line. `along` is the column of the horizontal axis; of
+    sizes and batches, where both vary, the other has lines of its own. Bars stand for the spread, where the rows have
+    one.
     """
     timed = [row for row in rows if row.get(figures[0][0]) is not None]
-    figure = new_figure(4.6 * len(figures), 3.6)
+    figure = new_figure(3.8 * len(figures), 4.0)
     across = "size" if along == "batch" else "batch"
     several = len({row.get(across) for row in timed}) > 1
 
-    def line(row: dict[str, Any]) -> tuple[str, ...]:
-        shown = f"{across} {row[across]}" if several else ""
-        return row["model"], row.get("mode", ""), row.get("amp", "off"), shown
+    def line(row: dict[str, Any]) -> tuple[str, str]:
+        amp = row.get("amp", "off")
+        words = (row.get("mode", ""), "" if amp == "off" else amp, f"{across} {row[across]}" if several else "")
+        return row["model"], ", ".join(word for word in words if word)
 
     keys = list(dict.fromkeys(map(line, timed)))
+    models, kinds = (list(dict.fromkeys(words)) for words in zip(*keys))
     for axes, (column, label) in zip(figure.subplots(1, len(figures), squeeze=False)[0], figures):
         for key in keys:
             own = [row for row in timed if line(row) == key and row.get(column) is not None]
-            points = [(_number(row[along]), row[column]) for row in own]
-            if not points:
+            if not own:
                 continue
-            name = ", ".join(word for word in key if word not in ("", "off"))
+            own.sort(key=lambda row: _number(row[along]))
+            points = [(_number(row[along]), row[column]) for row in own]
+            model, kind = key
+            name = model if len(kinds) == 1 else f"{model}, {kind}"
             spread = None
             if column == "images/s":
                 low = [row[column] - row["least"] for row in own]
                 spread = [low, [row["most"] - row[column] for row in own]]
-            axes.errorbar(*zip(*points), yerr=spread, marker="o", capsize=2, label=name)
-        axes.set(xlabel=along, ylabel=label)
+            color, style = f"C{models.index(model)}", LINES[kinds.index(kind) % len(LINES)]
+            axes.errorbar(*zip(*points), yerr=spread, color=color, ls=style, marker="o", ms=4, capsize=2, label=name)
+        axes.set(xlabel=AXES[along], ylabel=label)
         if column != "top-1":
             log_axis(axes, "y")
         log_axis(axes, "x", [_number(row[along]) for row in timed])
         axes.grid(alpha=0.3)
-    if timed:
-        figure.axes[0].legend(fontsize=7)
+    if len(kinds) == 1:
+        figure.suptitle(kinds[0], fontsize=10)
+    drawn = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*drawn, loc="outside lower center", ncols=min(len(keys), len(figures)), fontsize=8, handlelength=4)
     return figure
+
+
+def demand_figures(rows: Sequence[dict[str, Any]]) -> None:
+    """Raise `UserError`, with the first reason, where no row has a figure."""
+    if not any(row.get("images/s") for row in rows):
+        raise UserError(rows[0]["note"])
 
 
 def _number(value: Any) -> float:
@@ -82,7 +98,8 @@ def run(
     for protocol in tracked(list(protocols), "throughput"):
         found = measure(networks, protocol, device, subjects[0].channels, with_memory=with_memory)
         rows += rows_of(found, protocol)
-    along = "batch" if len({row["batch"] for row in rows}) > 1 or len({row["size"] for row in rows}) == 1 else "size"
+    demand_figures(rows)
+    along = "size" if len({p.batch for p in protocols}) == 1 < len({p.sizes for p in protocols}) else "batch"
     panels = [("images/s", "images per second"), ("ms a step", "latency of a step, ms")]
     panels += [("peak MiB", "peak memory, MiB")] if with_memory else []
     output.picture("Throughput, latency and memory", draw(rows, along, panels), vector=True)
@@ -111,8 +128,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=1, metavar="N", help="in one turn (default 1)")
     parser.add_argument("--no-memory", action="store_true", help="do not measure the peak memory")
     arguments = parser.parse(argv)
-    for flag in ("batch", "turns", "steps"):
-        values = getattr(arguments, flag)
+    for flag in ("batch", "warm-up", "turns", "steps"):
+        values = getattr(arguments, flag.replace("-", "_"))
         if min(values if isinstance(values, list) else [values]) < 1:
             raise UserError(f"--{flag}: give at least 1")
     subjects = subjects_of(arguments)

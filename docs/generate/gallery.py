@@ -16,7 +16,7 @@ def pictures(folder: Path = IMAGES) -> str:
         for caption, name in about["pictures"].items():
             if (folder / name).is_file():
                 lines += [f"**{about['title']}**, {about['date'][:10]}", "", f"![{caption}](images/{name})", ""]
-                lines += [about["method"].replace("|", "\\|"), ""]
+                lines += [f"`{about['command']}` on {about['machine']}. " + about["method"].replace("|", "\\|"), ""]
     return "\n".join(lines) or "There is no picture yet."
 
 

@@ -98,7 +98,7 @@ def test_the_linear_probe():
     labels = torch.arange(60) % 3
     features = torch.eye(3)[labels] * 4 + 0.1 * torch.randn(60, 3, generator=generator)
     found, linear = train_probe((features, labels), (features, labels), 3, 0.5, epochs=20)
-    assert found.before is None and found.last == found.best == 100.0
+    assert found.before is None and found.last == found.best == 100.0 and len(found.scores) == 20
     right = nn.Linear(3, 3)
     right.weight.data, right.bias.data = torch.eye(3), torch.zeros(3)
     again, _ = train_probe((features, labels), (features, labels), 3, 0.05, right, epochs=1)
@@ -124,6 +124,7 @@ def test_the_command_goes_on_where_it_was(tmp_path, data, small_weights, capsys,
     assert [row["size"] for row in first] == ["32x32", "40x48"] and all(row["best top-1"] == 100 for row in first)
     assert first[0]["top-1 before"] is not None and first[0]["training images"] == 10
     assert (tmp_path / "features_40x48" / "classifier.safetensors").is_file()
+    assert (tmp_path / "probe.png").stat().st_size > 5000 and "40x48" in (tmp_path / "probe.svg").read_text()
     monkeypatch.setattr(probe, "train_probe", lambda *a, **k: pytest.fail("the probe is trained again"))
     assert probe.main(argv) == 0
     assert json.loads((tmp_path / "probe.json").read_text())["tables"]["Linear probe"] == first

@@ -17,17 +17,22 @@ CPU = torch.device("cpu")
 
 
 class Sleeping(nn.Module):
-    """A classifier that takes so many seconds a batch, by its own clock; more than `room` images do not fit."""
+    """A classifier that takes so many seconds a batch, by its own clock; more than `room` images do not fit.
 
-    def __init__(self, clock: Clock, seconds: list[float], room: int = 1 << 20) -> None:
+    After `fails_at` batches there is room for half of the images that came then.
+    """
+
+    def __init__(self, clock: Clock, seconds: list[float], room: int = 1 << 20, fails_at: int = -1) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(3))
-        self.seconds, self.clock, self.room, self.calls = seconds, clock, room, 0
+        self.seconds, self.clock, self.room, self.calls, self.fails_at = seconds, clock, room, 0, fails_at
 
     def __deepcopy__(self, memo):
         return Sleeping(self.clock, self.seconds, self.room)
 
     def forward(self, x):
+        if self.calls == self.fails_at:
+            self.room, self.fails_at = len(x) // 2, -1
         if len(x) > self.room:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
         self.clock.time += self.seconds[self.calls % len(self.seconds)]
@@ -83,6 +88,19 @@ def test_a_batch_that_does_not_fit_is_halved_and_it_says_so():
     assert "out of memory even for one image" in none
     assert rows_of({"none": none}, protocol)[0]["images/s"] is None
     assert out_of_memory(torch.OutOfMemoryError("CUDA")) and not out_of_memory(RuntimeError("shape"))
+
+
+def test_memory_that_runs_out_in_a_turn_halves_that_network_alone():
+    """Its turns start anew at the smaller batch; those of the other network are all kept."""
+    clock = Clock()
+    networks = {"grows": Sleeping(clock, [1.0], fails_at=4), "stays": Sleeping(clock, [2.0])}
+    found = rates(networks, Protocol(batch=8, warm_up=2, turns=3), clock)
+    assert found["grows"] == Rate(4, 4.0, 4.0, 4.0, 1000.0, None, halved=True)
+    assert found["stays"] == Rate(8, 4.0, 4.0, 4.0, 2000.0, None)
+    assert [n.calls for n in networks.values()] == [2 + 2 + 2 + 3, 2 + 3]
+    none = rates({"one": Sleeping(clock, [1.0], fails_at=2), "stays": networks["stays"]}, Protocol(batch=1), clock)
+    assert none["one"] == "out of memory even for one image of 224x224; give a smaller --size"
+    assert none["stays"].median == 0.5
 
 
 @pytest.mark.parametrize("mode", ["training", "training-without-optimizer"])
