@@ -103,7 +103,8 @@ def rates(folder: Path, designs: Sequence[str] = TIMED, turns: int = 3) -> list[
     subjects: list[Subject] = open_subjects(designs[0], None, designs[1:])
     protocols = [Protocol(mode, batch, turns=turns) for mode in ("inference", "training") for batch in (1, 8)]
     speed = throughput.run(subjects, protocols, Output(folder, "throughput", "Throughput"), kept)
-    over = scaling.run(subjects, SIZES, Output(folder, "scaling", "Over the size of the image"), turns=turns)
+    output = Output(folder, "scaling", "Over the size of the image")
+    over = scaling.run(subjects, SIZES, output, turns=turns, memory_kept=kept)
     return [speed, over]
 
 

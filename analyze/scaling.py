@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from analyze.command import folder_of, new_parser, one_line, subjects_of, tracked
+from analyze.crossover import crossovers
 from analyze.labelled import Labelled, labelled, top1
 from analyze.output import Analysis, Output
 from analyze.rates import Protocol, Size, measure, rows_of
@@ -17,6 +18,7 @@ from analyze.throughput import MEMORY, draw
 from vmamba.command_line import parse_size
 from vmamba.counting import check_size, count_model
 from vmamba.errors import UserError
+from vmamba.host_memory import keep_freed_memory
 
 SIZES = ("224", "288", "384", "512", "640", "768", "1024")
 FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0)
@@ -46,8 +48,9 @@ def run(
     turns: int = 5,
     makers: Mapping[str, Maker] | None = None,
     data: Labelled | None = None,
+    memory_kept: bool = False,
 ) -> Analysis:
-    """Measure the subjects at every size, and write table and plot.
+    """Measure the subjects at every size, and write table and plot, and which of two is faster from which size on.
 
     `makers` make each of them for a size, which models of fixed size need; None keeps the networks. Accuracy is
     measured where there are labelled images.
@@ -77,8 +80,11 @@ def run(
         panels.append(("top-1", "top-1 accuracy, %"))
     output.picture("Over the size of the image", draw(rows, "size", panels), vector=True)
     output.table("Sizes", rows)
+    if crossed := crossovers(rows):
+        output.table("Faster", crossed)
     accuracy = "" if data is None else f"; top-1 on {len(data.images)} images of {data.name}"
-    return output.close(f"{protocol.described()}; {MEMORY[device.type]}{accuracy}. {setting(device)}")
+    kept = f"freed host memory {'kept' if memory_kept else 'returned'}"
+    return output.close(f"{protocol.described()}; {MEMORY[device.type]}; {kept}{accuracy}. {setting(device)}")
 
 
 @one_line
@@ -110,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.data is not None:
         data = labelled(arguments.data, "val", subjects[0].opened.class_names, arguments.count)
     output = Output(folder_of(arguments), "scaling", "Over the size of the image")
-    run(subjects, sizes, output, arguments.batch, arguments.turns, makers, data)
+    run(subjects, sizes, output, arguments.batch, arguments.turns, makers, data, keep_freed_memory())
     return 0
 
 
