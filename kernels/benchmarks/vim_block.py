@@ -82,8 +82,9 @@ def agreeing(function: Function, wanted: Function, tensors: list[Tensor], names:
     pairs = {"output": (expected, found)}
     gradients = [torch.autograd.grad(y, leaves, toward) for y in (expected, found)]
     pairs |= {f"gradient of {name}": pair for name, *pair in zip(names, *gradients, strict=True)}
-    for name, (ours, its) in pairs.items():
-        error = float((its.float() - ours.float()).norm() / ours.float().norm())
+    for name, pair in pairs.items():
+        ours, its = (y.detach().float() for y in pair)
+        error = float((its - ours).norm() / ours.norm())
         if not error <= AGREEMENT[leaves[0].dtype] * (1 if name == "output" else GRADIENTS_AGREE):
             raise RuntimeError(f"its {name} is another: relative error {error:.1e}")
     return function

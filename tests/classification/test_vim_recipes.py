@@ -229,7 +229,7 @@ def test_a_small_recipe_is_small(name: str) -> None:
     assert 40_000 < sum(p.numel() for p in model_from_config(config, device="meta").parameters()) < 1_000_000
 
 
-@pytest.mark.parametrize("name", ["vim_digits", "fastvim_digits"])
+@pytest.mark.parametrize("name", [pytest.param("vim_digits", marks=pytest.mark.slow), "fastvim_digits"])
 def test_two_processes_train_together(name: str, tmp_path: Path) -> None:
     codes, output = run_ranks(tmp_path / "ranks", [*small_run(name), "--output", tmp_path / "out"], 2)
     assert codes == [0, 0] and "2 process(es) on cpu" in output and "best accuracy" in output, output

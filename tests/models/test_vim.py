@@ -494,7 +494,7 @@ torch.ops.load_library = refusing
 import vmamba
 from vmamba_kernels import native
 used = {row.backend for row in native.explain() if row.device == "cpu"}
-assert used <= {"reference", "unfused"} and not torch.cuda.is_available(), used
+assert not used & {"cpu", "triton"} and not torch.cuda.is_available(), used
 for name in ("vim_tiny", "fastvim_tiny"):
     model = vmamba.create_model(name, depth=2, embed_dim=16, num_classes=3, img_size=32)
     logits = model(torch.ones(2, 3, 32, 48))
@@ -503,6 +503,7 @@ for name in ("vim_tiny", "fastvim_tiny"):
 """
 
 
+@pytest.mark.slow
 def test_networks_train_without_cuda_triton_and_compiled_operators() -> None:
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'kernels'}", "CUDA_VISIBLE_DEVICES": ""}
