@@ -209,8 +209,6 @@ def test_pooling(grid, axes):
     for reduce, plain in (("mean", torch.mean), ("max", torch.amax)):
         got = pool_tokens(u.flatten(2), grid, axes, reduce=reduce, scale=0.25)
         torch.testing.assert_close(got, 0.25 * plain(u, dims).flatten(2))
-        stored = pool_tokens(u.flatten(2).mT.contiguous().mT, grid, axes, reduce=reduce, scale=0.25)
-        assert torch.allclose(stored, got) and stored.stride(1) == 1, "channels stay side by side"
     assert torch.autograd.gradcheck(lambda x: pool_tokens(x.flatten(2), grid, axes), u)
     low = pool_tokens(u.detach().flatten(2).bfloat16(), grid, axes)
     assert torch.equal(low, u.detach().bfloat16().double().mean(dims).flatten(2).bfloat16())

@@ -29,14 +29,8 @@ def pool_tokens(
     if reduce not in ("mean", "max"):
         raise ValueError(f"reduce: expected 'mean' or 'max', got {reduce!r}")
     tokens = token_axes(u.shape[-1], None, grid, pooled_axes)
-    # channels that lie side by side are kept so: whole vectors are summed, and the scan reads vectors
-    side_by_side = u.dim() > 1 and u.stride(-2) == 1
-    seen = u.mT.unflatten(-2, tokens) if side_by_side else u.unflatten(-1, tokens)
-    last = seen.dim() - (1 if side_by_side else 0)
-    axes = (last - 3, last - 1)
-    steps = seen.mean(axes) if reduce == "mean" else torch.amax(seen, axes)
+    seen = u.unflatten(-1, tokens)
+    steps = seen.mean((-3, -1)) if reduce == "mean" else torch.amax(seen, (-3, -1))
     steps = steps if scale == 1.0 else steps * scale
     # to flatten an axis of 1 with one of unknown size, torch.export would ask whether that is 1 too
-    first = last - 4
-    steps = steps.squeeze(first) if isinstance(tokens[0], int) and tokens[0] == 1 else steps.flatten(first, first + 1)
-    return steps.mT if side_by_side else steps
+    return steps.squeeze(-2) if isinstance(tokens[0], int) and tokens[0] == 1 else steps.flatten(-2)
