@@ -106,10 +106,10 @@ def speed(folder: Path, trained: Path) -> list[Analysis]:
 
 def sizes(folder: Path, trained: Path) -> list[Analysis]:
     """Draw throughput, memory and FLOPs of the designs over the size of the image, on this machine."""
-    keep_freed_memory()
+    kept = keep_freed_memory()
     subjects = open_subjects(DESIGNS[0], None, DESIGNS[1:])
     output = Output(folder, "scaling", "Over the size of the image")
-    return [scaling.run(subjects, [(side, side) for side in SIZES], output, turns=TURNS)]
+    return [scaling.run(subjects, [(side, side) for side in SIZES], output, turns=TURNS, memory_kept=kept)]
 
 
 Part = Callable[[Path, Path], list[Analysis]]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from analyze.command import folder_of, new_parser, one_line, subjects_of, tracked
+from analyze.crossover import crossovers
 from analyze.labelled import Labelled, labelled, top1
 from analyze.output import Analysis, Output
 from analyze.rates import Protocol, Size, measure, rows_of
@@ -17,6 +18,7 @@ from analyze.throughput import MEMORY, demand_figures, draw
 from vmamba.command_line import parse_size
 from vmamba.counting import count_model
 from vmamba.errors import UserError
+from vmamba.host_memory import keep_freed_memory
 
 SIZES = ("224", "288", "384", "512", "640", "768", "1024")
 FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0)
@@ -34,8 +36,12 @@ def run(
     batch: int = 1,
     turns: int = 5,
     data: Labelled | None = None,
+    memory_kept: bool = False,
 ) -> Analysis:
-    """Measure the subjects at every size, and write table and plot; accuracy where there are labelled images."""
+    """Measure the subjects at every size, and write table and plot, and which of two is faster from which size on.
+
+    Accuracy is measured where there are labelled images.
+    """
     device = subjects[0].device
     rows: list[dict[str, Any]] = []
     protocol = Protocol(batch=batch, turns=turns, warm_up=1)
@@ -64,8 +70,11 @@ def run(
         panels.append(("top-1", "top-1 accuracy, %"))
     output.picture("Over the size of the image", draw(rows, "size", panels), vector=True)
     output.table("Sizes", rows)
+    if crossed := crossovers(rows):
+        output.table("Faster", crossed)
     accuracy = "" if data is None else f"; top-1 on {len(data.images)} images of {data.name}"
-    return output.close(f"{protocol.described()}; {MEMORY[device.type]}{accuracy}. {setting(device)}")
+    kept = f"freed host memory {'kept' if memory_kept else 'returned'}"
+    return output.close(f"{protocol.described()}; {MEMORY[device.type]}; {kept}{accuracy}. {setting(device)}")
 
 
 @one_line
@@ -88,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.data is not None:
         data = labelled(arguments.data, "val", subjects[0].opened.class_names, arguments.count)
     output = Output(folder_of(arguments), "scaling", "Over the size of the image")
-    run(subjects, sizes, output, arguments.batch, arguments.turns, data)
+    run(subjects, sizes, output, arguments.batch, arguments.turns, data, keep_freed_memory())
     return 0
 
 

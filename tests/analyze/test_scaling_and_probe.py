@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from analyze import probe, scaling
+from analyze.crossover import crossovers
 from analyze.labelled import Batches, labelled, top1
 from analyze.linear import learning_rate, train_probe
 from analyze.shards import read_shards, write_shards
@@ -73,6 +74,26 @@ def test_scaling(tmp_path, data, small_config, capsys):
     assert small["images/s"] > 0 and large["peak MiB"] > small["peak MiB"] and 0 <= small["top-1"] <= 100
     assert "does not run on images (1, 3, 2, 2)" in none["note"]
     assert "top-1 on 2 images" in about["method"] and "<svg" in (tmp_path / "scaling.svg").read_text()
+
+
+def test_where_one_model_overtakes_another():
+    """Times of s^2 and of s^4 / 300^2 meet at 300 pixels a side, whichever sizes were measured."""
+    laws = {"one": lambda s: s**-2.0, "steep": lambda s: 300**2 / s**4, "twice": lambda s: 2 * s**-2.0}
+    sizes = {"200x200": 200, "300x1200": 600, "900x900": 900}
+    rows = [{"model": m, "size": text, "images/s": f(s)} for m, f in laws.items() for text, s in sizes.items()]
+    rows += [{"model": "absent", "size": "200x200", "note": "it does not run"}]
+    found = {(row["model"], row["against"]): row for row in crossovers(rows)}
+    first = found["one", "steep"]
+    assert first["faster"] == "from about 300 pixels a side (interpolated between 200 and 600)"
+    assert first["speed at the ends"] == "0.44 x to 9.00 x"
+    assert found["one", "twice"]["faster"] == "at no size" and len(found) == 3
+    assert found["steep", "twice"]["faster"].startswith("up to about 212 pixels a side")
+    turned = crossovers([row for row in reversed(rows) if row["model"] != "steep"])
+    assert [row["faster"] for row in turned] == ["at every size"]
+    there_and_back = [("200x200", 1.0), ("400x400", 4.0), ("800x800", 1.0)]
+    rows = [{"model": m, "size": t, "images/s": v} for t, s in there_and_back for m, v in (("one", s), ("two", 2.0))]
+    said = "from about 283 pixels a side (interpolated between 200 and 400) and up to about 566 pixels a side"
+    assert crossovers(rows)[0]["faster"].startswith(said)
 
 
 def test_shards_are_made_once(tmp_path, data, subject):

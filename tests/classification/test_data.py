@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import pickle
 import random
 from collections import Counter
 
@@ -96,6 +97,24 @@ def test_a_torchvision_set_is_one_entry(tmp_path, monkeypatch):
     config, _ = config_of("DATA.DATASET", "cifar10", "DATA.DATA_PATH", tmp_path)
     source = open_source(config, True)
     assert source.labels.tolist() == [0, 1, 1] and source.dataset.train and source.load(2).getpixel((0, 0)) == (2, 0, 0)
+
+
+def test_cifar_100_is_read_from_its_own_files(tmp_path, monkeypatch):
+    """Planes of red, green and blue, fine labels, and the names of the classes."""
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)  # of the real files' sums
+    root = tmp_path / "cifar-100-python"
+    root.mkdir()
+    for split, labels in (("train", [1, 0, 2]), ("test", [2])):
+        data = np.zeros((len(labels), 3, 32, 32), np.uint8)
+        data[-1, :, 3, 5] = 10, 20, 30
+        entry = {"data": data.reshape(-1, 3072), "fine_labels": labels, "coarse_labels": [0] * len(labels)}
+        (root / split).write_bytes(pickle.dumps(entry))
+    (root / "meta").write_bytes(pickle.dumps({"fine_label_names": ["apple", "bear", "cloud"]}))
+    config, _ = config_of("DATA.DATASET", "cifar100", "DATA.DATA_PATH", tmp_path)
+    train, held_out = (open_source(config, train) for train in (True, False))
+    assert train.labels.tolist() == [1, 0, 2] and held_out.labels.tolist() == [2]
+    assert list(train.classes) == ["apple", "bear", "cloud"]
+    assert train.load(2).size == (32, 32) and train.load(2).getpixel((5, 3)) == (10, 20, 30)
 
 
 def test_an_absent_torchvision_set_is_one_line(tmp_path):

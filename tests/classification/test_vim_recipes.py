@@ -18,6 +18,7 @@ from classification.optim import build_optimizer, learning_rate_scale, parameter
 from classification.reconstruction import RECONSTRUCTION
 from classification.schedule import build_schedule, present_rate
 from classification.world import World
+from tests.classification.runs import run_ranks
 from vmamba.models import FastVim, Vim
 from vmamba.models.from_config import is_autoencoder, model_from_config
 from vmamba.models.head_norm import NormedLinear
@@ -187,7 +188,7 @@ def test_who_is_decayed() -> None:
 # small runs
 
 
-def small_run(name: str, folder: Path) -> list[str]:
+def small_run(name: str) -> list[str]:
     """A run of a digits recipe that takes seconds."""
     words = ["--cfg", str(CONFIGS / "classification" / f"{name}.yaml"), "--epochs", "1", "--warmup-epochs", "0"]
     shapes = ["MODEL.TIMM.embed_dim", "16", "MODEL.TIMM.depth", "2", "MODEL.TIMM.patch_size", "4"]
@@ -196,7 +197,7 @@ def small_run(name: str, folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", ["vim_digits", "fastvim_digits"])
 def test_the_small_recipes_run_and_published_files_are_evaluated(name: str, run_main, tmp_path: Path) -> None:
-    words = small_run(name, tmp_path)
+    words = small_run(name)
     code, output, errors = run_main(*words)
     assert code == 0 and "best accuracy" in output, errors
     config, _ = parse(words)
@@ -226,3 +227,9 @@ def test_a_small_recipe_is_small(name: str) -> None:
     config.MODEL.NUM_CLASSES = 10
     assert ignored_settings(config, stated) == [] and config.MODEL.NAME == name.partition("/")[2]
     assert 40_000 < sum(p.numel() for p in model_from_config(config, device="meta").parameters()) < 1_000_000
+
+
+@pytest.mark.parametrize("name", [pytest.param("vim_digits", marks=pytest.mark.slow), "fastvim_digits"])
+def test_two_processes_train_together(name: str, tmp_path: Path) -> None:
+    codes, output = run_ranks(tmp_path / "ranks", [*small_run(name), "--output", tmp_path / "out"], 2)
+    assert codes == [0, 0] and "2 process(es) on cpu" in output and "best accuracy" in output, output

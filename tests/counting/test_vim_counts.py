@@ -9,7 +9,9 @@ import torch
 
 import vmamba
 from vmamba.counting import count_model
-from vmamba.models import FastVim
+from vmamba.models import FastVim, Vim, VimLN
+
+from .test_published_figures import fvcore_total
 
 SMALL: dict[str, Any] = dict(img_size=16, patch_size=4, depth=3, embed_dim=16, num_classes=7)
 
@@ -43,3 +45,20 @@ def test_three_blocks_of_published_models(name: str, size: tuple[int, int]) -> N
 def test_the_plain_path_counts_the_same() -> None:
     counts = {count_model(FastVim(**SMALL, ssm_cfg=dict(use_fast_path=fast)), 16).macs for fast in (True, False)}
     assert len(counts) == 1
+
+
+KINDS: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "rope": (Vim, dict(if_rope=True, if_rope_residual=True)),
+    "vim-ln": (VimLN, {}),
+    "fastvim": (FastVim, {}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_fvcore_with_our_handlers_gives_the_same_sum(kind: str) -> None:
+    network, options = KINDS[kind]
+    model = network(**{**SMALL, "embed_dim": 32, **options})
+    count = count_model(model, (20, 24), batch=2)
+    assert count.macs > 0 and not count.uncovered
+    assert fvcore_total(model, torch.zeros(2, 3, 20, 24)) == count.macs

@@ -27,7 +27,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(FOLDER))
     hidden = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
     names = ("timing", "shapes", "peers", "tables", "report", "operator_runs", "selective_scan", "ss2d")
-    names += ("causal_conv1d", "pooled_scan")
+    names += ("causal_conv1d", "pooled_scan", "vim_block")
     yield SimpleNamespace(**{name: import_module(name) for name in names})
     for name in MODULES:
         sys.modules.pop(name, None)
@@ -64,6 +64,22 @@ def test_equal_scans_are_measured_once(bench) -> None:
 @pytest.fixture
 def small(bench) -> Any:
     return bench.shapes.Scan(1, 3, 4, 8, 2, 3, 4)
+
+
+def test_a_plain_block_of_vim_agrees_before_it_is_timed(bench) -> None:
+    scan = bench.shapes.Scan(1, 1, 9, 32, 1, 4, 2)
+    case = bench.operator_runs.Case("vim_block", "any", 9, scan, 2, "float32", "training")
+    ours, *others = bench.vim_block.contenders(case, torch.device("cpu"))
+    assert [c.name for c in others] == ["plain,our scan", "plain,mambapy"]
+    wanted = ours.functions[0]()
+    for contender in others:
+        plain = contender.functions[0]()  # raises if the output or a gradient is another
+        assert torch.allclose(plain(*contender.tensors), wanted(*ours.tensors), rtol=1e-4, atol=1e-5)
+    names = [str(i) for i in range(len(ours.tensors))]
+    wrong = {"output": lambda *x: wanted(*x) * 1.001, "gradient of 0": lambda x, *w: wanted(2 * x - x.detach(), *w)}
+    for name, function in wrong.items():
+        with pytest.raises(RuntimeError, match=f"its {name} is another: relative error"):
+            bench.vim_block.agreeing(function, wanted, ours.tensors, names)
 
 
 @pytest.mark.parametrize("mode", ["forward", "training"])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -469,7 +472,8 @@ def test_the_table_of_features_names_tests_that_exist() -> None:
     assert {n for first, last, _ in rows for n in range(int(first), int(last or first) + 1)} == set(range(1, 66))
     sources = {path: path.read_text(encoding="utf-8") for path in (root / "tests").rglob("test_*.py")}
     everything = "\n".join(sources.values())
-    for _, _, cell in rows:
+    for first, _, cell in rows:
+        assert re.search(r"`(?:\S+::)?test_\w+`|G `", cell), f"row {first} names neither a test nor a record"
         for name in re.findall(r"\btest_\w+", cell):
             assert f"def {name}(" in everything or any(path.stem == name for path in sources), name
         for file in re.findall(r"tests/[\w/]+\.py", cell):
@@ -477,6 +481,34 @@ def test_the_table_of_features_names_tests_that_exist() -> None:
         for word in re.findall(r"`((?:mini|vim|vimln|fastvim|fastmaskvim|fastchannelvim)_?\w*)`", cell):
             found = list((root / "tests" / "data" / "golden").rglob(f"{word}_*.npz"))
             assert found, word
+
+
+BARE = """
+import sys, torch
+def refusing(path, load=torch.ops.load_library):
+    if "libvmamba" in str(path):
+        raise OSError("planted")
+    load(path)
+sys.modules["triton"] = None
+torch.ops.load_library = refusing
+import vmamba
+from vmamba_kernels import native
+used = {row.backend for row in native.explain() if row.device == "cpu"}
+assert not used & {"cpu", "triton"} and not torch.cuda.is_available(), used
+for name in ("vim_tiny", "fastvim_tiny"):
+    model = vmamba.create_model(name, depth=2, embed_dim=16, num_classes=3, img_size=32)
+    logits = model(torch.ones(2, 3, 32, 48))
+    logits.sum().backward()
+    print(tuple(logits.shape), all(p.grad is not None for p in model.parameters()))
+"""
+
+
+@pytest.mark.slow
+def test_networks_train_without_cuda_triton_and_compiled_operators() -> None:
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'kernels'}", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.stdout.split("\n")[:2] == ["(2, 3) True"] * 2, done.stderr
 
 
 def test_mixers_alone() -> None:

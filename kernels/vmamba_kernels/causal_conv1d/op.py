@@ -20,7 +20,7 @@ from . import compiled
 from .batching import vmap_rule
 from .layout import empty_output
 
-_INPUTS = "Tensor x, Tensor weight, Tensor? bias, bool[] reverse, bool silu, bool flip_output, str backend"
+_INPUTS = "Tensor x, Tensor weight, Tensor? bias, int[] reverse, bool silu, bool flip_output, str backend"
 _MODULES = {"cpu": "compiled", "cuda": "compiled", "triton": "triton", "reference": "reference"}
 
 

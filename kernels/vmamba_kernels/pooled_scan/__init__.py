@@ -72,6 +72,8 @@ def pooled_scan(
     check(u_full, u_pooled, delta, A, B, C, D, delta_bias)
     reversed_groups = directions(reverse, B.shape[1], average)
     tokens = token_axes(u_full.shape[-1], u_pooled.shape[-1], grid, pooled_axes)
+    if torch.jit.is_tracing():  # which takes sizes for tensors, and has no list of such: they become constants
+        tokens = (int(tokens[0]), int(tokens[1]), int(tokens[2]), int(tokens[3]))
     dtype = u_full.dtype
     work = torch.float64 if dtype is torch.float64 else torch.float32
     A = widen("A", A, work)

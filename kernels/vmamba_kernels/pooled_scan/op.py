@@ -24,7 +24,7 @@ from .arguments import Inputs
 from .tokens import empty_full, empty_output
 
 _TENSORS = "Tensor u_full, Tensor u_pooled, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias"
-_OPTIONS = "SymInt[] tokens, bool[] reverse, bool delta_softplus, bool average"
+_OPTIONS = "SymInt[] tokens, int[] reverse, bool delta_softplus, bool average"
 _GRADIENTS = ", ".join(["Tensor"] * 8)
 
 
