@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
 # Train on several GPUs, or processes: dist_train.sh CONFIG GPUS [flags of tools/train.py]
 # On several machines set NNODES, NODE_RANK, MASTER_ADDR and PORT on each; else a free port is found.
-exec "$(dirname "${BASH_SOURCE[0]}")/../vmamba/openmmlab/launch.sh" "$0" "$@"
+exec bash "$(dirname "${BASH_SOURCE[0]}")/../vmamba/openmmlab/launch.sh" "$0" "$@"
