@@ -4,7 +4,7 @@ _base_ = "upernet_512x512.py"
 crop_size = (512, 512)
 model = dict(
     backbone=dict(
-        _delete_=True, type="VisionMambaSeg", img_size=512, out_indices=(5, 11, 17, 23), norm_cfg=_base_.norm_cfg
+        _delete_=True, type="VisionMambaSeg", img_size=512, out_indices=(5, 11, 17, 23), norm_cfg=dict(type="SyncBN")
     ),
     test_cfg=dict(mode="slide", crop_size=crop_size, stride=(341, 341)),
 )
