@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+SEGMENTATION = sorted(path for path in CONFIGS.glob("segmentation/*/*.py") if path.parent.name != "_base_")
 SMALL_BACKBONE = dict(
     type="MM_VSSM",
     dims=8,
@@ -40,10 +42,15 @@ def write_ade_tree(root: Path, training: int = 4, validation: int = 2) -> Path:
 
 def shrink(cfg: Any, root: Path) -> Any:
     """Return the configuration with a small network, small crops, two iterations and the tree at `root`."""
-    backbone = dict(SMALL_BACKBONE, drop_path_rate=cfg.model.backbone.drop_path_rate)
+    published, widths = cfg.model.backbone, [8, 16, 32, 64]
+    if published.type == "MM_VSSM":
+        backbone = dict(SMALL_BACKBONE, drop_path_rate=published.drop_path_rate)
+    else:
+        small = dict(embed_dim=8, depth=4, out_indices=(0, 1, 2, 3), d_state=1, img_size=48, pretrained=None)
+        backbone, widths = {**published, **small}, [8] * 4
     cfg.model.backbone = type(cfg.model)(backbone)
-    cfg.model.decode_head.update(in_channels=[8, 16, 32, 64], channels=16)
-    cfg.model.auxiliary_head.update(in_channels=32, channels=8)
+    cfg.model.decode_head.update(in_channels=widths, channels=16)
+    cfg.model.auxiliary_head.update(in_channels=widths[2], channels=8)
     cfg.model.data_preprocessor.size = (48, 48)
     train = cfg.train_dataloader.dataset.pipeline
     train[2].scale, train[3].crop_size = (96, 64), (48, 48)

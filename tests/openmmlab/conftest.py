@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,9 +18,15 @@ if find_spec("mmdet") is None:
 
 @pytest.fixture(scope="session", autouse=True)
 def plain_configs() -> Iterator[None]:
-    """Let runners write their configuration without laying it out, which takes longer than a small run."""
+    """Let runners write their configuration without laying it out, which takes longer than a small run.
+
+    And let mmengine read a library's lists of models once, not for each configuration that inherits one of its own.
+    """
+    from mmengine.fileio import load
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mmengine.config.config.FormatCode", lambda text, **style: (text, True))
+        patch.setattr("mmengine.config.utils.load", cache(load))
         yield
 
 

@@ -50,9 +50,10 @@ def config(name: str) -> Config:
 
 def test_every_published_row_has_its_file():
     expected = {*ROWS, *(f"{name}_ms_3x" for name in LONG)}
-    assert {str(p.relative_to(CONFIGS / "detection").with_suffix("")) for p in DETECTION} == expected
+    there = [path for path in DETECTION if path.parent.name.startswith("vssm")]
+    assert {str(p.relative_to(CONFIGS / "detection").with_suffix("")) for p in there} == expected
     assert len(expected) == 12
-    assert max(len(p.read_text().splitlines()) for p in DETECTION) <= 10
+    assert max(len(p.read_text().splitlines()) for p in there) <= 10
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -124,5 +125,6 @@ def test_pipelines_yield_batches(path: Path, coco: Path):
     assert len(batch["inputs"]) == loader.batch_size and batch["inputs"][0].dtype == torch.uint8
     for image, sample in zip(batch["inputs"], batch["data_samples"], strict=True):
         assert sample.img_shape == tuple(image.shape[1:]) and min(sample.img_shape) >= 384
+        assert path.parent.name.startswith("vssm") or sample.img_shape == (1024, 1024)
         instances = sample.gt_instances
         assert len(instances.bboxes) == len(instances.masks) == len(instances.labels)

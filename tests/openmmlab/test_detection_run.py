@@ -147,4 +147,5 @@ def test_every_configuration_runs(path, coco, tmp_path):
     """Its own pipeline and schedule, one step and one evaluation of a small model."""
     config = shrunk(tmp_path, path, coco)
     assert train.main([str(config), "--cfg-options", "train_dataloader.dataset.indices=2"]) == 0
-    assert test.main([str(config), str(tmp_path / "work" / "epoch_1.pth")]) == 0
+    last = (tmp_path / "work" / "last_checkpoint").read_text()
+    assert test.main([str(config), last]) == 0

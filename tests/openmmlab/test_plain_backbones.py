@@ -7,13 +7,14 @@ import torch
 
 from vmamba.errors import UserError
 from vmamba.models.vim import Vim
-from vmamba.openmmlab import MM_FastVim, MM_Vim
-from vmamba.openmmlab.layer_decay import layer_scales
+from vmamba.openmmlab import MM_FastVim, MM_Vim, VisionMambaDet, VisionMambaSeg
+from vmamba.openmmlab.layer_decay import layer_scales, legacy_scales
 from vmamba.openmmlab.simple_fpn import LN2d, SimpleFPN
 from vmamba.weights import WeightsDoNotFit
 
 SMALL = dict(img_size=64, embed_dim=16, depth=3, d_state=4)
 both = pytest.mark.parametrize("kind", [MM_Vim, MM_FastVim])
+VIM = dict(use_norm_after_ssm=False, **SMALL)
 
 
 @both
@@ -54,23 +55,67 @@ def test_a_classifiers_weights_lose_their_class_token(middle, place, tmp_path):
     classifier = Vim(num_classes=5, use_middle_cls_token=middle, **SMALL)
     torch.save({"model": classifier.state_dict()}, tmp_path / "vim.pth")
     start = dict(pretrained=str(tmp_path / "vim.pth"), use_middle_cls_token=middle, out_indices=(2,))
-    model = MM_Vim(**start, **SMALL)
+    model = MM_Vim(**start, **VIM)
     rows = [i for i in range(17) if i != place]
     assert torch.equal(model.pos_embed, classifier.pos_embed[:, rows])
     assert torch.equal(model.layers[1].mixer.A_log, classifier.layers[1].mixer.A_log)
-    assert MM_Vim(**start, **{**SMALL, "img_size": 96}).pos_embed.shape == (1, 36, 16)
-    assert MM_Vim(**start, rms_norm=False, **SMALL).layers[0].norm.bias.eq(0).all()
+    assert MM_Vim(**start, **{**VIM, "img_size": 96}).pos_embed.shape == (1, 36, 16)
+    assert MM_Vim(**start, rms_norm=False, **VIM).layers[0].norm.bias.eq(0).all()
     with pytest.raises(WeightsDoNotFit, match="mismatched"):
-        MM_Vim(**start, **{**SMALL, "embed_dim": 32})
+        MM_Vim(**start, **{**VIM, "embed_dim": 32})
+    turning = dict(if_rope=True, if_cls_token=False)
+    segmentor = VisionMambaSeg(**{**start, "out_indices": (0, 1, 1, 2)}, **turning, **SMALL)
+    assert torch.equal(segmentor.pos_embed, model.pos_embed), "wherever the network itself has no class token"
+    assert VisionMambaDet(**{k: v for k, v in start.items() if k != "out_indices"}, **turning, **SMALL).rope is not None
 
 
 def test_layers_of_vim_decay():
     scales = layer_scales(MM_Vim(out_indices=(2,), **SMALL), 0.5)
     found = [scales[f"{name}"] for name in ("pos_embed", "layers.0.norm.weight", "layers.2.norm.weight")]
     assert found == [0.5**4, 0.5**3, 0.5] and scales["outnorm_0.weight"] == 1.0
+    legacy = legacy_scales(MM_Vim(out_indices=(2,), **SMALL), 0.5)
+    assert legacy.keys() == scales.keys() and set(legacy.values()) == {1.0, 0.5**4}
+    assert {name for name, scale in legacy.items() if scale < 1} == {n for n in scales if not n.startswith(("l", "o"))}
+    assert legacy_scales(MM_Vim(out_indices=(2,), **SMALL), 0.5, 12)["pos_embed"] == 0.5**13
 
 
-@pytest.mark.parametrize("wrong", [dict(feature="sum"), dict(out_indices=(3,)), dict(frozen_stages=4)])
+def test_one_map_makes_four_levels():
+    torch.manual_seed(0)
+    model = VisionMambaSeg(out_indices=(2,), **SMALL).eval()
+    with torch.no_grad():
+        levels = model(torch.randn(1, 3, 61, 50))
+    assert [tuple(level.shape[1:]) for level in levels] == [(16, 16, 16), (16, 8, 8), (16, 4, 4), (16, 2, 2)]
+    torch.testing.assert_close(levels[3], torch.nn.functional.max_pool2d(levels[2], 2))
+
+
+def test_the_normed_stream_is_the_norm_of_the_stream():
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 64, 64)
+    plain, normed = (VisionMambaDet(last_layer_process=last, **SMALL).eval() for last in ("add", "add & norm"))
+    normed.load_state_dict(plain.state_dict(), strict=False)
+    with torch.no_grad():
+        expected = normed.norm_f(plain(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        torch.testing.assert_close(normed(x), expected)
+        branch = VisionMambaDet(last_layer_process="none", **SMALL).eval()
+        branch.load_state_dict(plain.state_dict())
+        before = VisionMambaSeg(out_indices=(1,), use_residual_as_feature=True, if_fpn=False, **SMALL).eval()
+        before.load_state_dict(plain.state_dict(), strict=False)
+        torch.testing.assert_close(branch(x), plain(x) - before(x))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(feature="sum"),
+        dict(out_indices=(3,)),
+        dict(frozen_stages=4),
+        dict(last_layer_process="add"),
+        dict(last_layer_process="norm", feature="residual"),
+        dict(fpn="swin"),
+        dict(fpn="vit", out_indices=(0, 1)),
+        dict(fpn="vit", patch_size=4),
+    ],
+)
 def test_wrong_arguments_are_told(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         MM_Vim(**{"out_indices": (2,), **wrong}, **SMALL)

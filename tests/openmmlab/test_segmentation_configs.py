@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,27 +13,26 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
 from classification.arguments import parse
-from tests.openmmlab.ade_tree import write_ade_tree
+from tests.openmmlab.ade_tree import CONFIGS, SEGMENTATION, write_ade_tree
 from vmamba.models.from_config import VSSM_ARGUMENTS, vssm_arguments
 from vmamba.models.vssm import VSSM
-from vmamba.openmmlab.backbone import MM_VSSM
+from vmamba.openmmlab.flops import count_config
 from vmamba.openmmlab.models import empty_model
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NAME = "upernet_vssm_4xb4-160k_ade20k"
-# folder/crop_size: (classification recipe, released model, drop path, million parameters)
+# folder/crop_size: (classification recipe, released model, drop path, million parameters, G FLOPs where published)
 ROWS = {
-    f"vssm/{NAME}-512x512_tiny": ("vmambav0_tiny_224", "vanilla_vmamba_tiny", 0.3, 54.5),
-    f"vssm/{NAME}-512x512_small": ("vmambav0_small_224", "vanilla_vmamba_small", 0.3, 76.1),
-    f"vssm/{NAME}-512x512_base": ("vmambav0_base_224", "vanilla_vmamba_base", 0.3, 109.8),
-    f"vssm/{NAME}-640x640_small": ("vmambav0_small_224", "vanilla_vmamba_small", 0.3, 76.1),
-    f"vssm/{NAME}-896x896_small": ("vmambav0_small_224", "vanilla_vmamba_small", 0.3, 76.1),
-    f"vssm1/{NAME}-512x512_tiny1": ("vmambav2_tiny_224", "vmamba_tiny_s2l5", 0.2, 62.4),
-    f"vssm1/{NAME}-512x512_tiny": ("vmambav2v_tiny_224", "vmamba_tiny_s1l8", 0.2, 61.9),
-    f"vssm1/{NAME}-512x512_small": ("vmambav2_small_224", "vmamba_small_s2l15", 0.3, 81.8),
-    f"vssm1/{NAME}-512x512_base": ("vmambav2_base_224", "vmamba_base_s2l15", 0.6, 122.1),
-    f"vssm1/{NAME}-640x640_small": ("vmambav2_small_224", "vmamba_small_s2l15", 0.3, 81.8),
-    f"vssm1/{NAME}-896x896_small": ("vmambav2_small_224", "vmamba_small_s2l15", 0.3, 81.8),
+    f"vssm/{NAME}-512x512_tiny": ("vmambav0_tiny_224", "vanilla_vmamba_tiny", 0.3, 54.5, 964),
+    f"vssm/{NAME}-512x512_small": ("vmambav0_small_224", "vanilla_vmamba_small", 0.3, 76.1, 1081),
+    f"vssm/{NAME}-512x512_base": ("vmambav0_base_224", "vanilla_vmamba_base", 0.3, 109.8, 1226),
+    f"vssm/{NAME}-640x640_small": ("vmambav0_small_224", "vanilla_vmamba_small", 0.3, 76.1, None),
+    f"vssm/{NAME}-896x896_small": ("vmambav0_small_224", "vanilla_vmamba_small", 0.3, 76.1, None),
+    f"vssm1/{NAME}-512x512_tiny1": ("vmambav2_tiny_224", "vmamba_tiny_s2l5", 0.2, 62.4, 948),
+    f"vssm1/{NAME}-512x512_tiny": ("vmambav2v_tiny_224", "vmamba_tiny_s1l8", 0.2, 61.9, 949),
+    f"vssm1/{NAME}-512x512_small": ("vmambav2_small_224", "vmamba_small_s2l15", 0.3, 81.8, 1028),
+    f"vssm1/{NAME}-512x512_base": ("vmambav2_base_224", "vmamba_base_s2l15", 0.6, 122.1, 1170),
+    f"vssm1/{NAME}-640x640_small": ("vmambav2_small_224", "vmamba_small_s2l15", 0.3, 81.8, 1607),
+    f"vssm1/{NAME}-896x896_small": ("vmambav2_small_224", "vmamba_small_s2l15", 0.3, 81.8, None),
 }
 every_row = pytest.mark.parametrize("row", ROWS)
 
@@ -99,7 +97,7 @@ def test_published_values(row):
 
 @every_row
 def test_the_backbone_is_that_of_its_classification_recipe(row):
-    recipe, model, drop_path, _ = ROWS[row]
+    recipe, model, drop_path, *_ = ROWS[row]
     expected = vssm_arguments(parse(["--cfg", str(CONFIGS / "classification" / f"{recipe}.yaml")])[0])
     backbone = dict(read(row).model.backbone)
     assert (backbone.pop("type"), backbone.pop("pretrained"), backbone.pop("drop_path_rate")) == (
@@ -119,10 +117,17 @@ def test_the_backbone_is_that_of_its_classification_recipe(row):
 
 
 @every_row
-def test_it_builds_with_the_published_number_of_parameters(row):
-    model = empty_model(read(row))
-    assert isinstance(model.backbone, MM_VSSM)
-    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == ROWS[row][3]
+def test_sizes_are_the_tables(row):
+    """On the meta device; FLOPs at 512x2048, and where the crops are of 640 at 640x2560."""
+    *_, millions, gflops = ROWS[row]
+    crop = crop_of(row)
+    if gflops is None:
+        parameters = sum(p.numel() for p in empty_model(read(row)).parameters())
+    else:
+        count = count_config(read(row), (crop, 4 * crop))
+        parameters = count.parameters
+        assert round(count.gflops) == gflops, count.gflops
+    assert round(parameters / 1e6, 1) == millions, parameters
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +135,7 @@ def tree(tmp_path_factory):
     return write_ade_tree(tmp_path_factory.mktemp("ade"), 2, 1)
 
 
-@every_row
+@pytest.mark.parametrize("row", [f"{path.parent.name}/{path.stem}" for path in SEGMENTATION])
 def test_its_pipelines_yield_batches(row, tree):
     init_default_scope("mmseg")
     cfg, crop = read(row), crop_of(row)
@@ -139,9 +144,10 @@ def test_its_pipelines_yield_batches(row, tree):
         loader.dataset.data_root = str(tree)
     batch = next(iter(Runner.build_dataloader(cfg.train_dataloader)))
     batch = MODELS.build(cfg.model.data_preprocessor)(batch, training=True)
-    assert batch["inputs"].shape == (2, 3, crop, crop)
+    size = cfg.train_dataloader.batch_size
+    assert batch["inputs"].shape == (size, 3, crop, crop)
     maps = torch.stack([sample.gt_sem_seg.data for sample in batch["data_samples"]])
-    assert maps.shape == (2, 1, crop, crop)
+    assert maps.shape == (size, 1, crop, crop)
     assert set(maps.unique().tolist()) <= {0, 1, 149, 255}, "0 is nothing, 1 to 150 are 0 to 149"
     (image,) = next(iter(Runner.build_dataloader(cfg.val_dataloader)))["inputs"]
     assert min(image.shape[1:]) == crop

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from tests.openmmlab.ade_tree import shrink, write_ade_tree
+from tests.openmmlab.ade_tree import SEGMENTATION, shrink, write_ade_tree
 from vmamba.openmmlab import test as testing
 from vmamba.openmmlab import train as training
 from vmamba.weights import load_checkpoint
@@ -66,9 +66,7 @@ def test_it_trains_in_two_processes_resumes_and_is_tested_with_many_sizes(tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "config", sorted(TINY.parents[1].glob("vssm*/*.py")), ids=lambda path: f"{path.parent.name}/{path.stem}"
-)
+@pytest.mark.parametrize("config", SEGMENTATION, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_configuration_from_end_to_end(config, tmp_path):
     shrunk, work = small(config, tmp_path), tmp_path / "work"
     assert training.main([str(shrunk), "--work-dir", str(work)]) == 0

@@ -98,6 +98,8 @@ PYTORCH: dict[str, OperatorRule] = {
     "aten::native_group_norm": _norm(1, 5, 4),
     "aten::_native_batch_norm_legit_no_training": _norm(1, 2, 1),
     "aten::_adaptive_avg_pool2d": lambda args, result: prod(args[0]),
+    "aten::upsample_nearest2d": lambda args, result: prod(result),
+    "aten::upsample_bilinear2d": lambda args, result: 4 * prod(result),
     "aten::_scaled_dot_product_flash_attention_for_cpu": _attention,
     "aten::_scaled_dot_product_flash_attention": _attention,
     "aten::_scaled_dot_product_efficient_attention": _attention,

@@ -15,8 +15,8 @@ from vmamba.openmmlab.backbone import MM_VSSM
 from vmamba.openmmlab.checkpoints import read_with_ours
 from vmamba.openmmlab.layer_decay import LayerDecayOptimWrapperConstructor
 from vmamba.openmmlab.operators import serve_missing_operators
-from vmamba.openmmlab.plain_backbones import MM_FastVim, MM_Vim
 from vmamba.openmmlab.time_budget import TimeBudget
+from vmamba.openmmlab.vim_backbones import MM_FastVim, MM_Vim, VisionMambaDet, VisionMambaSeg
 
 serve_missing_operators()
 read_with_ours()
@@ -29,6 +29,8 @@ __all__ = [
     "MM_FastVim",
     "MM_Vim",
     "TimeBudget",
+    "VisionMambaDet",
+    "VisionMambaSeg",
     "read_with_ours",
     "serve_missing_operators",
 ]

@@ -57,16 +57,21 @@ def line_of(error: BaseException) -> str:
 
 
 def fit_to_machine(cfg: Config) -> None:
-    """Let a configuration for GPUs run on a machine without: gloo between processes, plain batch norms."""
+    """Let a configuration for GPUs run on a machine without: gloo between processes, plain batch norms, float32."""
     if torch.cuda.is_available():
         return
+    wrapper = cfg.get("optim_wrapper") or {}
+    if wrapper.get("type") == "AmpOptimWrapper":
+        wrapper["type"] = "OptimWrapper"
+        for key in ("loss_scale", "dtype", "use_fsdp"):
+            wrapper.pop(key, None)
     cfg.setdefault("env_cfg", {}).setdefault("dist_cfg", {})["backend"] = "gloo"
     for part in _dicts(cfg.model):
         if part.get("type") == "SyncBN":
             part["type"] = "BN"
-    wrapper = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
-    wrapper["find_unused_parameters"] = cfg.get("find_unused_parameters", False)
-    cfg.setdefault("model_wrapper_cfg", wrapper)
+    parallel = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
+    parallel["find_unused_parameters"] = cfg.get("find_unused_parameters", False)
+    cfg.setdefault("model_wrapper_cfg", parallel)
 
 
 def start_empty(cfg: Config) -> None:

@@ -1,4 +1,4 @@
-"""Vim and FastVim as backbones of OpenMMLab: maps of one size, after some of the blocks.
+"""What Vim and FastVim share as backbones of OpenMMLab: maps of one size, after some of the blocks.
 
 Source: detectors and segmentors of Zhu et al., "Vision Mamba", 2024, and Kapse et al., "Fast Vision Mamba", 2025.
 """
@@ -6,26 +6,26 @@ Source: detectors and segmentors of Zhu et al., "Vision Mamba", 2024, and Kapse 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from vmamba.errors import UserError
-from vmamba.models.class_tokens import CLASS_TOKENS, class_token_kind, class_token_places, without_tokens
-from vmamba.models.fastvim import FastVim
+from vmamba.models.class_tokens import CLASS_TOKENS, class_token_places, without_tokens
 from vmamba.models.layers import LayerNorm
+from vmamba.models.rope import rotated
 from vmamba.models.vim import Vim
-from vmamba.models.vim_mixer import VimMixer
 from vmamba.openmmlab.pretrained import weights_file
+from vmamba.openmmlab.vit_pyramid import vit_pyramid
 from vmamba.weights import LoadReport, load_checkpoint, load_weights
 from vmamba.weights.loading import find_weights
 
 FEATURES = ("hidden", "residual")
+PYRAMIDS = (None, "vit")
+LAST_LAYER = ("none", "add", "add & norm")
 
 
 class PlainBackbone(Vim, BaseModule):
@@ -33,37 +33,45 @@ class PlainBackbone(Vim, BaseModule):
 
     Images are padded to whole patches, and class tokens are left out. The arguments are those of the classifier, and:
 
-    - out_indices: the blocks after which maps are taken. One index gives the map itself.
-    - feature: "hidden" takes what a block adds to the stream, as FastVim's configurations do; "residual" the stream.
+    - out_indices: the blocks after which maps are taken, None for the last. One index gives the map itself.
+    - feature: "hidden" takes what a block adds to the stream; "residual" the stream as the next block is given it.
+    - last_layer_process: of feature="residual", what is taken after the last block: "add" (default) the stream,
+      "add & norm" the normed stream, "none" what the block adds.
     - out_norm: a LayerNorm of its own for each map, `outnorm_0` and so on.
+    - fpn: "vit" brings the maps to 1/4, 1/8, 1/16 and 1/32 of the image's size; one map makes all four.
+      `norm_cfg` is of the norm in it (default batch norm).
     - pretrained: as for `MM_VSSM`; ``load_ema=True`` takes averaged weights where there are some.
     - frozen_stages: 0 freezes patches and positions, n also the first n blocks, -1 nothing.
-    - with_cp: recompute activations in the backward.
+    - with_cp, or use_checkpoint: recompute activations in the backward.
     """
 
     pads_images = True
-    # Which class tokens the classifier had whose weights are loaded.
+    # Which class tokens the classifier had whose weights are loaded, if it had any.
     trained_class_token = "none"
 
     def __init__(
         self,
         *args: Any,
-        out_indices: Sequence[int] = (5, 11, 17, 23),
+        out_indices: Sequence[int] | None = (5, 11, 17, 23),
         feature: str = "hidden",
+        last_layer_process: str | None = None,
         out_norm: bool = True,
+        fpn: str | None = None,
+        norm_cfg: dict[str, Any] | None = None,
         pretrained: str | None = None,
         load_ema: bool = False,
         frozen_stages: int = -1,
         with_cp: bool = False,
+        use_checkpoint: bool = False,
         init_cfg: None = None,
         **kwargs: Any,
     ) -> None:
-        if feature not in FEATURES:
-            raise UserError(f"feature: expected one of {', '.join(FEATURES)}, got {feature!r}")
+        _check_features(feature, last_layer_process, fpn)
         if init_cfg is not None:
             raise TypeError("init_cfg: the weights to start from are named by pretrained=...")
         super().__init__(*args, **{**kwargs, "num_classes": 0})
         depth = len(self.layers)
+        out_indices = (depth - 1,) if out_indices is None else out_indices
         if not out_indices or not all(0 <= i < depth for i in out_indices):
             raise UserError(f"out_indices: expected blocks from 0 to {depth - 1}, got {tuple(out_indices)}")
         if not -1 <= frozen_stages <= depth:
@@ -71,11 +79,19 @@ class PlainBackbone(Vim, BaseModule):
         if self.if_bidirectional and feature == "hidden":
             raise UserError("feature: 'hidden' is of single blocks; with if_bidirectional use feature='residual'")
         self.out_indices, self.feature, self.frozen_stages = tuple(out_indices), feature, frozen_stages
-        self.norm_f = nn.Identity()
+        self.last_layer_process, self.fpn = last_layer_process or "add", fpn
+        if self.last_layer_process != "add & norm":
+            # Published segmentors hold the final norm even where nothing is normed.
+            self.norm_f = self.norm_f.requires_grad_(False) if fpn else nn.Identity()
         for k in range(len(self.out_indices)):
             self.add_module(f"outnorm_{k}", LayerNorm(self.embed_dim) if out_norm else nn.Identity())
+        if fpn:
+            if len(self.out_indices) not in (1, 4):
+                raise UserError(f"fpn: it takes 1 or 4 maps, and out_indices are {self.out_indices}")
+            for k, level in enumerate(vit_pyramid(self.embed_dim, self.patch_embed.proj.stride[0], norm_cfg), start=1):
+                self.add_module(f"fpn{k}", level)
         self.layers[self._last_block(max(self.out_indices)) + 1 :].requires_grad_(False)
-        self.set_grad_checkpointing(with_cp)
+        self.set_grad_checkpointing(with_cp or use_checkpoint)
         self._freeze()
         self.pretrained = pretrained
         if pretrained is not None:
@@ -87,13 +103,14 @@ class PlainBackbone(Vim, BaseModule):
 
         LayerNorms that were RMSNorms start without a bias. All else must fit.
         """
-        state = find_weights(self, load_checkpoint(path), prefer_ema=prefer_ema, name=str(path)).state
+        found = find_weights(self, load_checkpoint(path), prefer_ema=prefer_ema, name=str(path)).state
+        state = {key: value for key, value in found.items() if not key.startswith("rope.")}
         embed, kind = state.get("pos_embed"), self.trained_class_token
         if any(key.startswith("cls_token") for key in state) and embed is not None:
             places = class_token_places(kind, embed.shape[1] - CLASS_TOKENS[kind])
             state["pos_embed"] = without_tokens(embed, places)
-        missing = ("outnorm_*", "layers.*.norm.bias")
-        unexpected = ("head.*", "norm_f.*", "cls_token*", "rope.*")
+        missing = ("outnorm_*", "layers.*.norm.bias", "norm_f.*", "fpn*", "rope.*")
+        unexpected = ("head.*", "norm_f.*", "cls_token*")
         return load_weights(self, {"model": state}, allow_missing=missing, allow_unexpected=unexpected)
 
     def init_weights(self, needs_reset: bool | None = None) -> None:
@@ -109,10 +126,9 @@ class PlainBackbone(Vim, BaseModule):
         def keep(index: int) -> Any:
             return lambda module, inputs: branches.__setitem__(index, inputs[0])
 
-        hooks = []
-        if self.feature == "hidden":  # what goes into a block's DropPath is what its mixer gave
-            blocks: list[Any] = list(self.layers)
-            hooks = [blocks[i].drop_path.register_forward_pre_hook(keep(i)) for i in self.out_indices]
+        # What goes into a block's DropPath is what its mixer gave.
+        blocks: list[Any] = list(self.layers)
+        hooks = [blocks[i].drop_path.register_forward_pre_hook(keep(i)) for i in self.out_indices if self._is_branch(i)]
         try:
             stages, sequence = self._stages(x)
         finally:
@@ -120,10 +136,24 @@ class PlainBackbone(Vim, BaseModule):
                 hook.remove()
         maps = []
         for k, index in enumerate(self.out_indices):
-            found = branches[index] if self.feature == "hidden" else stages[index]
+            found = branches[index] if index in branches else self._given_on(stages[index], index, sequence)
             found = getattr(self, f"outnorm_{k}")(found).to(x.dtype)
             maps.append(self._map(found, sequence, "NCHW"))
+        if self.fpn:
+            maps = [getattr(self, f"fpn{k + 1}")(maps[k % len(maps)]) for k in range(4)]
         return tuple(maps) if len(maps) > 1 else maps[0]
+
+    def _is_branch(self, index: int) -> bool:
+        """Whether the map of a block is what it adds to the stream."""
+        last = index == len(self.layers) - 1
+        return self.feature == "hidden" or (last and self.last_layer_process == "none")
+
+    def _given_on(self, stream: Tensor, index: int, sequence: Any) -> Tensor:
+        """The stream after a block as the next one is given it, and after the last block as configured."""
+        if index == len(self.layers) - 1:
+            return self._normed(stream) if self.last_layer_process == "add & norm" else stream
+        turns = self.if_rope_residual and sequence.rotation is not None
+        return rotated(stream, sequence.rotation) if turns else stream
 
     def _stages(self, x: Tensor) -> tuple[dict[int, Tensor], Any]:
         """The stream after each block of `out_indices`, and what is known of the sequence."""
@@ -150,28 +180,13 @@ class PlainBackbone(Vim, BaseModule):
             module.requires_grad_(False)
 
 
-@MODELS.register_module()
-class MM_Vim(PlainBackbone):
-    """Vim without its class token; see `PlainBackbone`.
-
-    The switches of class tokens say where that of the classifier stood whose weights are loaded.
-    `use_norm_after_ssm` is of Vim with a LayerNorm, `VimLN`.
-    """
-
-    def __init__(
-        self,
-        *args: Any,
-        if_cls_token: bool = True,
-        use_double_cls_token: bool = False,
-        use_middle_cls_token: bool = True,
-        use_norm_after_ssm: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        self.trained_class_token = class_token_kind(if_cls_token, use_double_cls_token, use_middle_cls_token)
-        mixer = partial(VimMixer, norm_after_scan=use_norm_after_ssm)
-        super().__init__(*args, if_cls_token=False, _mixer=mixer, **kwargs)
-
-
-@MODELS.register_module()
-class MM_FastVim(FastVim, PlainBackbone):
-    """FastVim; see `PlainBackbone`."""
+def _check_features(feature: str, last_layer_process: str | None, fpn: str | None) -> None:
+    """Raise UserError for a wrong word, and for one that would have no effect."""
+    if feature not in FEATURES:
+        raise UserError(f"feature: expected one of {', '.join(FEATURES)}, got {feature!r}")
+    if last_layer_process is not None and last_layer_process not in LAST_LAYER:
+        raise UserError(f"last_layer_process: expected one of {', '.join(LAST_LAYER)}, got {last_layer_process!r}")
+    if last_layer_process is not None and feature == "hidden":
+        raise UserError("last_layer_process: it is of the stream; set feature='residual', or leave it out")
+    if fpn not in PYRAMIDS:
+        raise UserError(f"fpn: expected None or 'vit', got {fpn!r}")

@@ -1,0 +1,222 @@
+"""Vim's and FastVim's configurations: the published values, the backbone of the classifier, the decay of its layers."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+import pytest
+import timm
+import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+
+import vmamba.models  # noqa: F401  registers the classifiers
+from vmamba.openmmlab import MM_FastVim, MM_Vim, VisionMambaDet, VisionMambaSeg
+from vmamba.openmmlab.configs import fit_to_machine, read_config
+from vmamba.openmmlab.models import empty_model
+
+from .shrunk import CONFIGS
+
+VIM_SEG, FAST_SEG = (
+    "segmentation/vim/upernet_vim_4xb8-60k_ade20k-512x512",
+    "segmentation/fastvim/upernet_fastvim_8xb2-160k_ade20k-512x512",
+)
+VIM_DET, FAST_DET = "detection/vim/cascade_mask_rcnn_vim_coco", "detection/fastvim/cascade_mask_rcnn_fastvim_coco"
+WIDTHS = dict(tiny=192, small=384, base=768)
+# File: (backbone, the classifier whose weights it starts from, drop path)
+ROWS: dict[str, tuple[type, str, float]] = {
+    **{f"{VIM_SEG}_{size}": (VisionMambaSeg, f"vim_{size}", 0.1) for size in ("tiny", "small")},
+    **{f"{FAST_SEG}_{size}": (MM_FastVim, f"fastvim_{size}", 0.4 if size == "base" else 0.1) for size in WIDTHS},
+    **{f"{VIM_DET}_{size}": (VisionMambaDet, f"vim_{size}", 0.1) for size in WIDTHS},
+    **{f"{FAST_DET}_{size}": (MM_FastVim, f"fastvim_{size}", 0.4 if size == "base" else 0.1) for size in WIDTHS},
+    "detection/fastvim/cascade_mask_rcnn_vim_coco_small": (MM_Vim, "vim_small", 0.1),
+}
+# One of each backbone and framework; the others differ in width.
+QUICK = [
+    *(f"{start}_tiny" for start in (VIM_SEG, FAST_SEG, VIM_DET)),
+    "detection/fastvim/cascade_mask_rcnn_vim_coco_small",
+]
+segmentors = pytest.mark.parametrize("row", [row for row in ROWS if row.startswith("segmentation")])
+detectors = pytest.mark.parametrize("row", [row for row in ROWS if row.startswith("detection")])
+STDS = [[0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]]
+
+
+@functools.cache
+def _read(row: str) -> Config:
+    return read_config(CONFIGS / f"{row}.py")
+
+
+def read(row: str) -> Config:
+    return copy.deepcopy(_read(row))
+
+
+def width_of(row: str) -> int:
+    return WIDTHS[row.rpartition("_")[2]]
+
+
+def plain(schedule: Any) -> dict[str, Any]:
+    return {key: value for key, value in schedule.items() if key != "_scope_"}
+
+
+def test_the_rows_are_all_there_are():
+    there = [path for task in ("detection", "segmentation") for path in CONFIGS.glob(f"{task}/*vim/*.py")]
+    assert {str(path.relative_to(CONFIGS).with_suffix("")) for path in there} == set(ROWS)
+    assert max(len(path.read_text().splitlines()) for path in there) <= 16
+
+
+@segmentors
+def test_published_values_of_segmentors(row):
+    cfg, width, vim = read(row), width_of(row), row.startswith(VIM_SEG)
+    head, auxiliary, backbone = cfg.model.decode_head, cfg.model.auxiliary_head, cfg.model.backbone
+    assert (head.type, head.channels, head.dropout_ratio) == ("UPerHead", width if vim else 512, 0.1)
+    assert head.in_channels == [width] * 4 and tuple(head.pool_scales) == (1, 2, 3, 6)
+    assert (auxiliary.type, auxiliary.channels, auxiliary.in_index) == ("FCNHead", 256, 2)
+    assert auxiliary.in_channels == width and auxiliary.loss_decode.loss_weight == 0.4
+    assert head.num_classes == auxiliary.num_classes == 150
+    assert head.norm_cfg.type == auxiliary.norm_cfg.type == "SyncBN"
+    assert cfg.model.test_cfg == dict(mode="slide", crop_size=(512, 512), stride=(341, 341))
+    assert tuple(backbone.out_indices) == (5, 11, 17, 23) and backbone.img_size == 512
+
+    rate, decay, end = (
+        {"tiny": (2e-4, 0.1, 60000), "small": (1e-4, 0.05, 60000)}[row.rpartition("_")[2]]
+        if vim
+        else (6e-5, 0.01, 160000)
+    )
+    optimizer = dict(type="AdamW", lr=rate, betas=(0.9, 0.999), weight_decay=decay)
+    assert cfg.optim_wrapper.type == "OptimWrapper" and cfg.optim_wrapper.optimizer == optimizer
+    paramwise = cfg.optim_wrapper.paramwise_cfg
+    if vim:
+        assert cfg.optim_wrapper.constructor == "LayerDecayOptimWrapperConstructor" and paramwise.legacy is False
+        assert paramwise.layer_decay_rate == (0.95 if row.endswith("small") else 0.92)
+        assert backbone.norm_cfg.type == "SyncBN"
+    else:
+        undecayed = {"pos_embed", "cls_token", "norm", "A_log", "D", "A_b_log", "D_b"}
+        assert paramwise == dict(custom_keys={name: dict(decay_mult=0.0) for name in undecayed})
+        assert "constructor" not in cfg.optim_wrapper
+    warm_up, falls = map(plain, cfg.param_scheduler)
+    assert warm_up == dict(type="LinearLR", start_factor=1e-6, by_epoch=False, begin=0, end=1500)
+    assert falls == dict(type="PolyLR", eta_min=0.0, power=1.0, by_epoch=False, begin=1500, end=end)
+    interval = 1000 if vim else 16000
+    assert (cfg.train_cfg.max_iters, cfg.train_cfg.val_interval) == (end, interval)
+    assert cfg.default_hooks.checkpoint.interval == interval and cfg.train_dataloader.batch_size == (8 if vim else 2)
+
+
+@detectors
+def test_published_values_of_detectors(row):
+    cfg, width, vim = read(row), width_of(row), row.startswith(VIM_DET)
+    model, norm = cfg.model, dict(type="LN2d")
+    assert (model.type, model.neck.type, model.backbone.img_size) == ("CascadeRCNN", "SimpleFPN", 1024)
+    assert model.neck.backbone_channel == width and model.neck.in_channels == [width // 4, width // 2, width, width]
+    assert model.neck.norm_cfg == norm and (model.neck.out_channels, model.neck.num_outs) == (256, 5)
+    assert model.rpn_head.num_convs == 2 and "num_stages" not in model.backbone
+    heads, mask = model.roi_head.bbox_head, model.roi_head.mask_head
+    assert [head.bbox_coder.target_stds for head in heads] == STDS
+    assert [stage.assigner.pos_iou_thr for stage in model.train_cfg.rcnn] == [0.5, 0.6, 0.7]
+    for head in heads:
+        assert (head.type, head.conv_out_channels, head.fc_out_channels) == ("Shared4Conv1FCBBoxHead", 256, 1024)
+        assert head.norm_cfg == norm and head.num_classes == 80 and head.reg_class_agnostic == vim
+    assert (mask.type, mask.num_convs, mask.norm_cfg) == ("FCNMaskHead", 4, norm)
+    if not vim:
+        assert tuple(model.backbone.out_indices) == (23,)
+
+    optimizer = dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1 if vim else 0.05)
+    wrapper = cfg.optim_wrapper
+    assert wrapper.optimizer == optimizer and wrapper.constructor == "LayerDecayOptimWrapperConstructor"
+    assert wrapper.type == ("AmpOptimWrapper" if vim else "OptimWrapper")
+    assert wrapper.get("clip_grad") == (None if vim else dict(max_norm=35, norm_type=2))
+    rate = 0.837 if vim and not row.endswith("base") else 0.7
+    assert wrapper.paramwise_cfg.layer_decay_rate == rate and not wrapper.paramwise_cfg.get("legacy")
+    warm_up, steps = map(plain, cfg.param_scheduler)
+    assert warm_up == dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=250)
+    milestones = [163889, 177546]
+    assert steps == dict(type="MultiStepLR", gamma=0.1, by_epoch=False, begin=0, end=184375, milestones=milestones)
+    assert (cfg.train_cfg.max_iters, cfg.train_cfg.val_interval) == (184375, 5000)
+    assert cfg.auto_scale_lr == dict(base_batch_size=64) and cfg.train_dataloader.batch_size == 2
+
+    order = ["RandomResize", "RandomCrop", "FilterAnnotations", "RandomFlip", "Pad"]
+    dataset = cfg.train_dataloader.dataset
+    assert dataset.type == "CocoDataset"
+    assert [step.type for step in dataset.pipeline] == ["LoadImageFromFile", "LoadAnnotations", *order, "PackDetInputs"]
+    resize, crop, _, flip, pad = dataset.pipeline[2:-1]
+    assert tuple(resize.scale) == tuple(crop.crop_size) == tuple(pad.size) == (1024, 1024) and flip.prob == 0.5
+    assert tuple(resize.ratio_range) == (0.1, 2.0) and pad.pad_val.img == (114, 114, 114)
+    resize, pad = cfg.test_dataloader.dataset.pipeline[1:3]
+    assert tuple(resize.scale) == tuple(pad.size) == (1024, 1024) and resize.keep_ratio
+
+
+@pytest.mark.parametrize(
+    "row", [pytest.param(row, marks=[] if row in QUICK else [pytest.mark.slow]) for row in ROWS], ids=str
+)
+def test_the_backbone_is_that_of_the_classifier(row):
+    """On the meta device: the same blocks, the position embedding of a larger grid, and no class token or head."""
+    kind, name, drop_path = ROWS[row]
+    cfg = read(row)
+    assert cfg.model.backbone.pretrained == name
+    backbone = empty_model(cfg).backbone
+    assert type(backbone) is kind and backbone.layers[-1].drop_path.drop_prob == drop_path
+    with torch.device("meta"):
+        classifier = timm.create_model(name)
+    own = {key: tuple(value.shape) for key, value in backbone.state_dict().items()}
+    theirs = {key: tuple(value.shape) for key, value in classifier.state_dict().items()}
+    grid = backbone.img_size[0] // 16
+    assert own.pop("pos_embed") == (1, grid**2, theirs.pop("pos_embed")[2])
+    blocks = {key: shape for key, shape in theirs.items() if key.startswith(("patch_embed", "layers"))}
+    assert blocks.items() <= own.items() and set(theirs) - set(blocks) <= {
+        "cls_token",
+        "head.weight",
+        "head.bias",
+        "norm_f.weight",
+    }
+    new = {
+        key.split(".")[0] if not key.startswith("layers") else key.split(".", 2)[2]
+        for key in own.keys() - blocks.keys()
+    }
+    assert (
+        new
+        == {
+            VisionMambaSeg: {"fpn1", "fpn2", "norm_f", *(["rope"] if backbone.rope else [])},
+            VisionMambaDet: {"rope"},
+            MM_FastVim: {"norm.bias", *(f"outnorm_{k}" for k in range(len(backbone.out_indices)))},
+            MM_Vim: {"norm.bias", "outnorm_0"},
+        }[kind]
+    )
+    small = row.startswith(VIM_SEG) and row.endswith("small")
+    assert backbone.feature == ("residual" if small or kind is VisionMambaDet else "hidden")
+    assert (backbone.rope is not None) == backbone.if_rope_residual == (small or kind is VisionMambaDet)
+    assert backbone.residual_in_fp32 == (not (row.startswith(VIM_SEG) and row.endswith("tiny")))
+
+
+@pytest.mark.parametrize(("row", "power"), [(f"{VIM_DET}_tiny", 25), (f"{FAST_DET}_tiny", 13)])
+def test_learning_rates_fall_with_depth(row, power):
+    """And with `legacy` that of the stem alone; a configuration for mixed precision on a GPU trains on a CPU too."""
+    cfg = read(row)
+    if not torch.cuda.is_available():
+        fit_to_machine(cfg)
+        assert cfg.optim_wrapper.type == "OptimWrapper"
+    model = empty_model(cfg)
+    base, decay, rate = (
+        cfg.optim_wrapper.optimizer.lr,
+        cfg.optim_wrapper.optimizer.weight_decay,
+        cfg.optim_wrapper.paramwise_cfg.layer_decay_rate,
+    )
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+    def groups(legacy: bool) -> dict[str, tuple[float, float]]:
+        cfg.optim_wrapper.paramwise_cfg.legacy = legacy
+        built = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper)).optimizer.param_groups
+        return {names[id(group["params"][0])]: (group["lr"], group["weight_decay"]) for group in built}
+
+    found = groups(False)
+    assert found["backbone.pos_embed"] == pytest.approx((base * rate**25, 0.0))
+    assert found["backbone.patch_embed.proj.weight"] == pytest.approx((base * rate**25, decay))
+    for block in (0, 23):
+        assert found[f"backbone.layers.{block}.norm.weight"] == pytest.approx((base * rate ** (24 - block), 0.0))
+        assert found[f"backbone.layers.{block}.mixer.A_log"] == pytest.approx((base * rate ** (24 - block), decay))
+    behind = {name: lr for name, (lr, _) in found.items() if not name.startswith("backbone.")}
+    assert len(behind) > 10 and set(behind.values()) == {base}
+    legacy = {name: lr for name, (lr, _) in groups(True).items()}
+    stem = {"backbone.pos_embed", "backbone.patch_embed.proj.weight", "backbone.patch_embed.proj.bias"}
+    assert all(legacy[name] == pytest.approx(base * rate**power) for name in stem)
+    assert {lr for name, lr in legacy.items() if name not in stem} == {base}

@@ -1,0 +1,100 @@
+"""Vim and FastVim as backbones of OpenMMLab, under the names and with the arguments of the published configurations.
+
+Source: detectors and segmentors of Zhu et al., "Vision Mamba", 2024 (VisionMambaSeg, VisionMambaDet), and Kapse et al.,
+"Fast Vision Mamba", 2025 (MM_Vim, MM_FastVim).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from mmengine.registry import MODELS
+
+from vmamba.models.class_tokens import class_token_kind
+from vmamba.models.fastvim import FastVim
+from vmamba.models.vim_mixer import VimMixer
+from vmamba.openmmlab.plain_backbones import PlainBackbone
+
+
+@MODELS.register_module()
+class MM_Vim(PlainBackbone):
+    """Vim without its class token; see `PlainBackbone`.
+
+    The switches of class tokens say where that of the classifier stood whose weights are loaded.
+    `use_norm_after_ssm` is of Vim with a LayerNorm, `VimLN`, as published under this name; False is for Vim itself.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        if_cls_token: bool = True,
+        use_double_cls_token: bool = False,
+        use_middle_cls_token: bool = True,
+        use_norm_after_ssm: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        # A file that has a class token needs its place, whatever `if_cls_token` says of the network.
+        self.trained_class_token = class_token_kind(True, use_double_cls_token, use_middle_cls_token)
+        mixer = partial(VimMixer, norm_after_scan=use_norm_after_ssm)
+        super().__init__(*args, if_cls_token=False, _mixer=mixer, **kwargs)
+
+
+@MODELS.register_module()
+class MM_FastVim(FastVim, PlainBackbone):
+    """FastVim; see `PlainBackbone`."""
+
+
+@MODELS.register_module()
+class VisionMambaSeg(MM_Vim):
+    """Vim for a segmentor, by the published arguments: `MM_Vim` without LayerNorms of its own, with a pyramid.
+
+    - if_fpn: the pyramid of `fpn="vit"`; False gives the maps as they are.
+    - use_residual_as_feature: maps of the stream instead of what the blocks add; see `feature`.
+    - last_layer_process: see `PlainBackbone`; it is of the stream, as published.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        out_indices: Sequence[int] = (3, 5, 7, 11),
+        if_fpn: bool = True,
+        use_residual_as_feature: bool = False,
+        last_layer_process: str = "none",
+        use_norm_after_ssm: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            *args,
+            out_indices=out_indices,
+            feature="residual" if use_residual_as_feature else "hidden",
+            last_layer_process=None
+            if last_layer_process == "none" and not use_residual_as_feature
+            else last_layer_process,
+            out_norm=False,
+            fpn="vit" if if_fpn else None,
+            use_norm_after_ssm=use_norm_after_ssm,
+            **kwargs,
+        )
+
+
+@MODELS.register_module()
+class VisionMambaDet(MM_Vim):
+    """Vim for a detector, by the published arguments: the map [B, embed_dim, H/stride, W/stride] of the last block.
+
+    `last_layer_process` as in `PlainBackbone`; "add & norm" norms, which published detectors could not.
+    """
+
+    def __init__(
+        self, *args: Any, last_layer_process: str = "add", use_norm_after_ssm: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(
+            *args,
+            out_indices=None,
+            feature="residual",
+            last_layer_process=last_layer_process,
+            out_norm=False,
+            use_norm_after_ssm=use_norm_after_ssm,
+            **kwargs,
+        )
