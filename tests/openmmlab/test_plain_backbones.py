@@ -111,6 +111,8 @@ def test_the_normed_stream_is_the_norm_of_the_stream():
         dict(frozen_stages=4),
         dict(last_layer_process="add"),
         dict(last_layer_process="norm", feature="residual"),
+        dict(if_bidirectional=True, depth=4),
+        dict(last_layer_process="none", feature="residual", if_bidirectional=True, depth=4, out_indices=(3,)),
         dict(fpn="swin"),
         dict(fpn="vit", out_indices=(0, 1)),
         dict(fpn="vit", patch_size=4),
@@ -118,7 +120,7 @@ def test_the_normed_stream_is_the_norm_of_the_stream():
 )
 def test_wrong_arguments_are_told(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
-        MM_Vim(**{"out_indices": (2,), **wrong}, **SMALL)
+        MM_Vim(**{"out_indices": (2,), **SMALL, **wrong})
 
 
 def test_the_simple_pyramid():

@@ -76,8 +76,12 @@ class PlainBackbone(Vim, BaseModule):
             raise UserError(f"out_indices: expected blocks from 0 to {depth - 1}, got {tuple(out_indices)}")
         if not -1 <= frozen_stages <= depth:
             raise UserError(f"frozen_stages: expected -1 to {depth}, got {frozen_stages}")
-        if self.if_bidirectional and feature == "hidden":
-            raise UserError("feature: 'hidden' is of single blocks; with if_bidirectional use feature='residual'")
+        if self.if_bidirectional and (feature == "hidden" or last_layer_process == "none"):
+            # The second block of a pair has the tokens in reversed order.
+            raise UserError(
+                "if_bidirectional: feature='hidden' and last_layer_process='none' are of single blocks; "
+                "take the stream of the pairs, feature='residual' and last_layer_process='add'"
+            )
         self.out_indices, self.feature, self.frozen_stages = tuple(out_indices), feature, frozen_stages
         self.last_layer_process, self.fpn = last_layer_process or "add", fpn
         if self.last_layer_process != "add & norm":
