@@ -65,7 +65,7 @@ def shrunk(folder: Path, published: Path, coco: Path, epochs: int = 1, **more: A
     root, annotations = str(coco), coco / "annotations"
     workers = "num_workers=0, persistent_workers=False"
     cascade = published.name.startswith("cascade")
-    length = dict(max_iters=1, val_interval=1, dynamic_intervals=None) if cascade else dict(max_epochs=epochs)
+    length = dict(max_iters=1, val_interval=1) if cascade else dict(max_epochs=epochs)
     lines = [
         f"_base_ = {str(published)!r}",
         _CASCADE if cascade else _MASK_RCNN,

@@ -30,14 +30,8 @@ train_dataloader = dict(
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-# 184,375 x 64 images are 100 epochs; the last evaluation is that of the end.
-train_cfg = dict(
-    _delete_=True,
-    type="IterBasedTrainLoop",
-    max_iters=184375,
-    val_interval=5000,
-    dynamic_intervals=[(180001, 184375)],
-)
+# 184,375 x 64 images are 100 epochs; the loop also evaluates at the end.
+train_cfg = dict(_delete_=True, type="IterBasedTrainLoop", max_iters=184375, val_interval=5000)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=250),
     dict(type="MultiStepLR", gamma=0.1, by_epoch=False, begin=0, end=184375, milestones=[163889, 177546]),
