@@ -244,7 +244,7 @@ def test_the_backbone_is_that_of_the_classifier(row):
 
 
 @pytest.mark.parametrize(("row", "power"), [(f"{VIM_DET}_tiny", 4), (f"{VIM_SEG}_tiny", 4), (f"{FAST_DET}_tiny", 13)])
-def test_learning_rates_fall_with_depth(row, power):
+def test_learning_rates_fall_with_depth(row, power, recwarn):
     """And with `legacy` that of the stem alone; a configuration for mixed precision on a GPU trains on a CPU too.
 
     The depth is only an exponent: of three blocks the stem's power is 4, of 24 it is 25.
@@ -254,6 +254,8 @@ def test_learning_rates_fall_with_depth(row, power):
     if not torch.cuda.is_available():
         fit_to_machine(cfg)
         assert cfg.optim_wrapper.type == "OptimWrapper"
+        told = [warning for warning in recwarn if "float32 instead of" in str(warning.message)]
+        assert len(told) == (row == f"{VIM_DET}_tiny")
     model = empty_model(cfg)
     base, decay, rate = (
         cfg.optim_wrapper.optimizer.lr,

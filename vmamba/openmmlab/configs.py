@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,15 @@ def line_of(error: BaseException) -> str:
 
 
 def fit_to_machine(cfg: Config) -> None:
-    """Let a configuration for GPUs run on a machine without: gloo between processes, plain batch norms, float32."""
+    """Let a configuration for GPUs run on a machine without: gloo between processes, plain batch norms, float32.
+
+    Mixed precision that is turned off is told by one warning.
+    """
     if torch.cuda.is_available():
         return
     wrapper = cfg.get("optim_wrapper") or {}
     if wrapper.get("type") == "AmpOptimWrapper":
+        warnings.warn("torch sees no GPU: float32 instead of the configuration's mixed precision", stacklevel=2)
         wrapper["type"] = "OptimWrapper"
         for key in ("loss_scale", "dtype", "use_fsdp"):
             wrapper.pop(key, None)
