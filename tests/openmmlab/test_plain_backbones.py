@@ -113,6 +113,8 @@ def test_the_normed_stream_is_the_norm_of_the_stream():
         dict(last_layer_process="norm", feature="residual"),
         dict(if_bidirectional=True, depth=4),
         dict(last_layer_process="none", feature="residual", if_bidirectional=True, depth=4, out_indices=(3,)),
+        dict(last_layer_process="add", feature="residual", out_indices=(0, 1)),
+        dict(norm_cfg=dict(type="BN")),
         dict(fpn="swin"),
         dict(fpn="vit", out_indices=(0, 1)),
         dict(fpn="vit", patch_size=4),
@@ -121,6 +123,13 @@ def test_the_normed_stream_is_the_norm_of_the_stream():
 def test_wrong_arguments_are_told(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         MM_Vim(**{"out_indices": (2,), **SMALL, **wrong})
+
+
+def test_published_names_tell_of_their_own_arguments():
+    with pytest.raises(UserError, match="last_layer_process: .* use_residual_as_feature=True"):
+        VisionMambaSeg(out_indices=(2,), last_layer_process="add", **SMALL)
+    with pytest.raises(UserError, match="out_indices: .* MM_Vim"):
+        VisionMambaDet(out_indices=(2,), **SMALL)
 
 
 def test_the_simple_pyramid():

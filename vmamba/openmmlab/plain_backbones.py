@@ -66,7 +66,7 @@ class PlainBackbone(Vim, BaseModule):
         init_cfg: None = None,
         **kwargs: Any,
     ) -> None:
-        _check_features(feature, last_layer_process, fpn)
+        _check_features(feature, last_layer_process, fpn, norm_cfg)
         if init_cfg is not None:
             raise TypeError("init_cfg: the weights to start from are named by pretrained=...")
         super().__init__(*args, **{**kwargs, "num_classes": 0})
@@ -74,6 +74,8 @@ class PlainBackbone(Vim, BaseModule):
         out_indices = (depth - 1,) if out_indices is None else out_indices
         if not out_indices or not all(0 <= i < depth for i in out_indices):
             raise UserError(f"out_indices: expected blocks from 0 to {depth - 1}, got {tuple(out_indices)}")
+        if last_layer_process not in (None, "none") and depth - 1 not in out_indices:  # "none" is a published default
+            raise UserError(f"last_layer_process: it is of the last block, {depth - 1}, and out_indices leave that out")
         if not -1 <= frozen_stages <= depth:
             raise UserError(f"frozen_stages: expected -1 to {depth}, got {frozen_stages}")
         if self.if_bidirectional and (feature == "hidden" or last_layer_process == "none"):
@@ -184,7 +186,9 @@ class PlainBackbone(Vim, BaseModule):
             module.requires_grad_(False)
 
 
-def _check_features(feature: str, last_layer_process: str | None, fpn: str | None) -> None:
+def _check_features(
+    feature: str, last_layer_process: str | None, fpn: str | None, norm_cfg: dict[str, Any] | None
+) -> None:
     """Raise UserError for a wrong word, and for one that would have no effect."""
     if feature not in FEATURES:
         raise UserError(f"feature: expected one of {', '.join(FEATURES)}, got {feature!r}")
@@ -194,3 +198,5 @@ def _check_features(feature: str, last_layer_process: str | None, fpn: str | Non
         raise UserError("last_layer_process: it is of the stream; set feature='residual', or leave it out")
     if fpn not in PYRAMIDS:
         raise UserError(f"fpn: expected None or 'vit', got {fpn!r}")
+    if norm_cfg is not None and fpn is None:
+        raise UserError("norm_cfg: it is of the norm in the pyramid, and there is none; leave it out")

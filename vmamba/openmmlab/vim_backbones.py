@@ -12,6 +12,7 @@ from typing import Any
 
 from mmengine.registry import MODELS
 
+from vmamba.errors import UserError
 from vmamba.models.class_tokens import class_token_kind
 from vmamba.models.fastvim import FastVim
 from vmamba.models.vim_mixer import VimMixer
@@ -22,7 +23,8 @@ from vmamba.openmmlab.plain_backbones import PlainBackbone
 class MM_Vim(PlainBackbone):
     """Vim without its class token; see `PlainBackbone`.
 
-    The switches of class tokens say where that of the classifier stood whose weights are loaded.
+    `use_double_cls_token` and `use_middle_cls_token` say where the class tokens of the classifier stood whose weights
+    are loaded. `if_cls_token` is taken for published configurations and has no effect: a file tells whether it has one.
     `use_norm_after_ssm` is of Vim with a LayerNorm, `VimLN`, as published under this name; False is for Vim itself.
     """
 
@@ -52,7 +54,7 @@ class VisionMambaSeg(MM_Vim):
 
     - if_fpn: the pyramid of `fpn="vit"`; False gives the maps as they are.
     - use_residual_as_feature: maps of the stream instead of what the blocks add; see `feature`.
-    - last_layer_process: see `PlainBackbone`; it is of the stream, as published.
+    - last_layer_process: see `PlainBackbone`; it is of the stream, as published, and needs use_residual_as_feature.
     """
 
     def __init__(
@@ -65,13 +67,13 @@ class VisionMambaSeg(MM_Vim):
         use_norm_after_ssm: bool = False,
         **kwargs: Any,
     ) -> None:
+        if not use_residual_as_feature and last_layer_process != "none":
+            raise UserError("last_layer_process: it is of the stream; set use_residual_as_feature=True, or omit it")
         super().__init__(
             *args,
             out_indices=out_indices,
             feature="residual" if use_residual_as_feature else "hidden",
-            last_layer_process=None
-            if last_layer_process == "none" and not use_residual_as_feature
-            else last_layer_process,
+            last_layer_process=last_layer_process if use_residual_as_feature else None,
             out_norm=False,
             fpn="vit" if if_fpn else None,
             use_norm_after_ssm=use_norm_after_ssm,
@@ -87,8 +89,15 @@ class VisionMambaDet(MM_Vim):
     """
 
     def __init__(
-        self, *args: Any, last_layer_process: str = "add", use_norm_after_ssm: bool = False, **kwargs: Any
+        self,
+        *args: Any,
+        out_indices: None = None,
+        last_layer_process: str = "add",
+        use_norm_after_ssm: bool = False,
+        **kwargs: Any,
     ) -> None:
+        if out_indices is not None:
+            raise UserError("out_indices: VisionMambaDet gives the map of the last block; MM_Vim gives those of others")
         super().__init__(
             *args,
             out_indices=None,
