@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from mmengine.config import Config
+
+from vmamba.openmmlab.configs import read_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DETECTION = sorted(path for path in CONFIGS.glob("detection/*/*.py") if path.parent.name != "_base_")
@@ -54,6 +59,22 @@ model = dict(
 if "out_indices" in _base_.model.backbone:
     model["backbone"]["out_indices"] = (1,)
 """
+
+
+@cache
+def read_once(name: str) -> Config:
+    """Return a configuration, "detection/vim/cascade_mask_rcnn_vim_coco_tiny"; who changes it takes a copy."""
+    return read_config(CONFIGS / f"{name}.py")
+
+
+def name_of(path: Path) -> str:
+    """Return the name by which `read_once` reads a file of `CONFIGS`."""
+    return str(path.relative_to(CONFIGS).with_suffix(""))
+
+
+def batches_of(cfg: Config) -> list[dict[str, Any]]:
+    """Return all that a configuration says of its batches in training and evaluation."""
+    return [part.to_dict() for part in (cfg.train_dataloader, cfg.val_dataloader, cfg.model.data_preprocessor)]
 
 
 def shrunk(folder: Path, published: Path, coco: Path, epochs: int = 1, **more: Any) -> Path:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,10 +15,9 @@ from mmengine.runner import Runner
 from classification.config import load_config
 from vmamba.models.from_config import VSSM_ARGUMENTS, vssm_arguments
 from vmamba.models.vssm import VSSM
-from vmamba.openmmlab.configs import read_config
 from vmamba.openmmlab.flops import count_config
 
-from .shrunk import CONFIGS, DETECTION
+from .shrunk import CONFIGS, DETECTION, batches_of, name_of, read_once
 
 # Source: the published tables. File: (backbone, drop path, width, millions of parameters, G FLOPs at 1280x800)
 ROWS = {
@@ -40,12 +39,19 @@ RECIPES = {
     "vmamba_small_s2l15": "vmambav2_small_224",
     "vmamba_base_s2l15": "vmambav2_base_224",
 }
+# One of each kind of batches; those of the others are the same.
+LOADED = [
+    "detection/vssm1/mask_rcnn_vssm_fpn_coco_tiny",
+    "detection/vssm/mask_rcnn_vssm_fpn_coco_base",
+    "detection/vssm1/mask_rcnn_vssm_fpn_coco_tiny_ms_3x",
+    "detection/fastvim/cascade_mask_rcnn_fastvim_coco_tiny",
+]
+OTHERS = sorted({name_of(path) for path in DETECTION} - set(LOADED))
 SHORT_SIDES = [(side, 1333) for side in range(480, 801, 32)]
 
 
-@cache
 def config(name: str) -> Config:
-    return read_config(CONFIGS / "detection" / f"{name}.py")
+    return read_once(f"detection/{name}")
 
 
 def test_every_published_row_has_its_file():
@@ -108,15 +114,20 @@ def test_sizes_are_the_tables(name):
     *_, millions, gflops = ROWS[name]
     if name in LONG:
         assert config(f"{name}_ms_3x").model == config(name).model
-    count = count_config(config(name).copy())
+    count = count_config(copy.deepcopy(config(name)))
     digits = 0 if isinstance(millions, int) else 1
     assert round(count.parameters / 1e6, digits) == millions, count.parameters
     assert round(count.gflops) == gflops, count.gflops
 
 
-@pytest.mark.parametrize("path", DETECTION, ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_pipelines_yield_batches(path: Path, coco: Path):
-    cfg = read_config(path)
+@pytest.mark.parametrize("name", OTHERS)
+def test_batches_are_those_of_one_that_is_loaded(name):
+    assert batches_of(read_once(name)) in [batches_of(read_once(loaded)) for loaded in LOADED]
+
+
+@pytest.mark.parametrize("name", [*LOADED, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+def test_pipelines_yield_batches(name: str, coco: Path):
+    cfg = copy.deepcopy(read_once(name))
     init_default_scope("mmdet")
     loader = cfg.train_dataloader
     loader.update(num_workers=0, persistent_workers=False)
@@ -125,6 +136,6 @@ def test_pipelines_yield_batches(path: Path, coco: Path):
     assert len(batch["inputs"]) == loader.batch_size and batch["inputs"][0].dtype == torch.uint8
     for image, sample in zip(batch["inputs"], batch["data_samples"], strict=True):
         assert sample.img_shape == tuple(image.shape[1:]) and min(sample.img_shape) >= 384
-        assert path.parent.name.startswith("vssm") or sample.img_shape == (1024, 1024)
+        assert "vssm" in name or sample.img_shape == (1024, 1024)
         instances = sample.gt_instances
         assert len(instances.bboxes) == len(instances.masks) == len(instances.labels)

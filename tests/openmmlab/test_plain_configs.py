@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 from typing import Any
 
@@ -15,10 +14,10 @@ from mmengine.optim import build_optim_wrapper
 
 import vmamba.models  # noqa: F401  registers the classifiers
 from vmamba.openmmlab import MM_FastVim, MM_Vim, VisionMambaDet, VisionMambaSeg
-from vmamba.openmmlab.configs import fit_to_machine, read_config
+from vmamba.openmmlab.configs import fit_to_machine
 from vmamba.openmmlab.models import empty_model
 
-from .shrunk import CONFIGS
+from .shrunk import CONFIGS, read_once
 
 VIM_SEG, FAST_SEG = (
     "segmentation/vim/upernet_vim_4xb8-60k_ade20k-512x512",
@@ -45,13 +44,8 @@ UNDECAYED = dict(decay_mult=0.0)
 STDS = [[0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]]
 
 
-@functools.cache
-def _read(row: str) -> Config:
-    return read_config(CONFIGS / f"{row}.py")
-
-
 def read(row: str) -> Config:
-    return copy.deepcopy(_read(row))
+    return copy.deepcopy(read_once(row))
 
 
 def width_of(row: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 
 import pytest
@@ -14,6 +13,7 @@ from mmengine.runner import Runner
 
 from classification.arguments import parse
 from tests.openmmlab.ade_tree import CONFIGS, SEGMENTATION, write_ade_tree
+from tests.openmmlab.shrunk import batches_of, name_of, read_once
 from vmamba.models.from_config import VSSM_ARGUMENTS, vssm_arguments
 from vmamba.models.vssm import VSSM
 from vmamba.openmmlab.flops import count_config
@@ -34,16 +34,17 @@ ROWS = {
     f"vssm1/{NAME}-640x640_small": ("vmambav2_small_224", "vmamba_small_s2l15", 0.3, 81.8, 1607),
     f"vssm1/{NAME}-896x896_small": ("vmambav2_small_224", "vmamba_small_s2l15", 0.3, 81.8, None),
 }
+# One of each kind of batches; those of the others are the same.
+LOADED = [
+    *(f"vssm1/{NAME}-{size}" for size in ("512x512_tiny", "640x640_small", "896x896_small")),
+    "vim/upernet_vim_4xb8-60k_ade20k-512x512_tiny",
+]
+OTHERS = sorted({name_of(path).removeprefix("segmentation/") for path in SEGMENTATION} - set(LOADED))
 every_row = pytest.mark.parametrize("row", ROWS)
 
 
-@functools.cache
-def _read(row: str) -> Config:
-    return Config.fromfile(CONFIGS / "segmentation" / f"{row}.py")
-
-
 def read(row: str) -> Config:
-    return copy.deepcopy(_read(row))
+    return copy.deepcopy(read_once(f"segmentation/{row}"))
 
 
 def crop_of(row: str) -> int:
@@ -135,7 +136,13 @@ def tree(tmp_path_factory):
     return write_ade_tree(tmp_path_factory.mktemp("ade"), 2, 1)
 
 
-@pytest.mark.parametrize("row", [f"{path.parent.name}/{path.stem}" for path in SEGMENTATION])
+@pytest.mark.parametrize("row", OTHERS)
+def test_batches_are_those_of_one_that_is_loaded(row):
+    own, *loaded = (batches_of(read_once(f"segmentation/{name}")) for name in (row, *LOADED))
+    assert own in loaded
+
+
+@pytest.mark.parametrize("row", [*LOADED, *(pytest.param(row, marks=pytest.mark.slow) for row in OTHERS)])
 def test_its_pipelines_yield_batches(row, tree):
     init_default_scope("mmseg")
     cfg, crop = read(row), crop_of(row)
