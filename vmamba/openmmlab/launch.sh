@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What dist_train.sh, dist_test.sh, slurm_train.sh and slurm_test.sh of detection/ and segmentation/ have in common.
+# What dist_train.sh, dist_test.sh, slurm_train.sh and slurm_test.sh of detection/ and segmentation/ have in common;
+# those folders are of a checkout, so it works from one alone.
 # launch.sh SCRIPT WORDS...: SCRIPT is the one that was called; its name says what to start and how.
 set -euo pipefail
 script=$1

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mmcv.cnn import ConvModule, build_norm_layer
+from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from vmamba.errors import UserError
 from vmamba.models.layers import LayerNorm2d
+from vmamba.openmmlab.vit_pyramid import vit_pyramid
 
 
 @MODELS.register_module()
@@ -52,12 +53,8 @@ class SimpleFPN(BaseModule):
             raise UserError(f"num_outs: expected at least {len(wanted)}, got {num_outs}")
         super().__init__(init_cfg)
         self.num_outs = num_outs
-        norm = build_norm_layer(norm_cfg or dict(type="LN2d"), wide // 2)[1]
-        larger = nn.ConvTranspose2d(wide // 2, wide // 4, 2, 2)
-        self.fpn1 = nn.Sequential(nn.ConvTranspose2d(wide, wide // 2, 2, 2), norm, nn.GELU(), larger)
-        self.fpn2 = nn.Sequential(nn.ConvTranspose2d(wide, wide // 2, 2, 2))
-        self.fpn3 = nn.Sequential(nn.Identity())
-        self.fpn4 = nn.Sequential(nn.MaxPool2d(2, 2))
+        levels = vit_pyramid(wide, 16, norm_cfg or dict(type="LN2d"), (wide // 2, wide // 4))
+        self.fpn1, self.fpn2, self.fpn3, self.fpn4 = levels
         made = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg, act_cfg=act_cfg, inplace=False)
         self.lateral_convs = nn.ModuleList(ConvModule(n, out_channels, 1, **made) for n in in_channels)
         self.fpn_convs = nn.ModuleList(ConvModule(out_channels, out_channels, 3, padding=1, **made) for _ in wanted)
