@@ -79,7 +79,7 @@ data: $(READY) ## fetch Fashion-MNIST into data/
 	$(PY) -m classification.fetch fashion_mnist
 
 gallery: $(READY) ## draw the pictures of docs/analysis.md anew, on a quiet machine, after `make train`
-	$(PY) -m analyze.gallery --trained output/vmamba_digits/default/best.pth $(ARGS)
+	$(PY) -m analyze.gallery $(ARGS)
 
 docs: $(READY) ## the documentation, to read in a browser from build/site/index.html
 	$(PY) -m sphinx -W --keep-going -q -E -d build/doctrees docs build/site

@@ -19,7 +19,7 @@ from vmamba.errors import UserError, exit_on_user_error
 from vmamba.host_memory import out_of_memory
 
 T = TypeVar("T")
-_shown: list[Progress] = []  # the bars on the terminal, those of loops inside of loops among them
+_shown: list[Progress] = []  # the display on the terminal while there is one; loops inside of loops share it
 
 
 @contextmanager

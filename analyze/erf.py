@@ -100,10 +100,10 @@ def grid_of(subjects: list[Subject], untrained: bool, seed: int) -> dict[str, li
     """Return the rows of the picture: with `untrained`, those of random weights above those of the files."""
     rows: dict[str, list[Subject]] = {}
     if untrained:
-        if not any(subject.file for subject in subjects):
+        if not any(subject.trained for subject in subjects):
             raise UserError("--before-after: all weights are random; give --weights FILE, or --compare NAME=FILE")
         rows["random weights"] = [_fresh(subject, seed) for subject in subjects]
-    trained = sum(subject.file is not None for subject in subjects)
+    trained = sum(subject.trained for subject in subjects)
     rows["random weights" if not trained else "trained" if trained == len(subjects) else "as given"] = subjects
     return rows
 
@@ -114,7 +114,7 @@ def _fresh(subject: Subject, seed: int) -> Subject:
         network = copy.deepcopy(subject.network)
         torch.manual_seed(seed)
         network.init_weights()
-        return replace(subject, opened=replace(subject.opened, network=network), file=None, seed=seed)
+        return replace(subject, opened=replace(subject.opened, network=network), trained=False, seed=seed)
     return subject.untrained(seed)
 
 

@@ -1,15 +1,15 @@
 """Draw the pictures of ``docs/analysis.md``: ``python -m analyze.gallery --only erf attention``.
 
 Parts: erf, the effective receptive fields of five designs with random weights; trained, those of a checkpoint before
-and after its training; attention, maps on three photographs; throughput and scaling, figures of this machine, which
-must do nothing else. Each picture is below 300 kB.
+and after its training; attention, maps on three photographs; throughput, scaling and growth, figures of this machine,
+which must do nothing else. Each picture is below 300 kB.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -34,6 +34,8 @@ SCANNED = ("vmamba_tiny_s1l8", "vim_tiny", "fastvim_tiny")
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")
 BATCHES = (1, 8)
 SIZES = (224, 288, 384, 512, 768, 1024)
+GROWING = ("fastvim_tiny", "vim_tiny", "deit_tiny_patch16_224")
+GROWN = (224, 512, 1024)
 TURNS = 3
 TRAINED = Path("output/vmamba_digits/default/best.pth")
 MOST_BYTES = 300_000
@@ -77,8 +79,6 @@ def fields(folder: Path, trained: Path) -> list[Analysis]:
 
 def trained_fields(folder: Path, trained: Path) -> list[Analysis]:
     """Draw the effective receptive field of a checkpoint, under that of random weights."""
-    if not trained.is_file():
-        raise UserError(f"--trained {trained}: there is no such file; run `make train`, or name the parts with --only")
     subject = open_subject(None, trained, None, "cpu")
     subject.name = "digits"
     output = Output(folder, "erf_trained", "Effective receptive field, before and after training on digits")
@@ -106,10 +106,18 @@ def speed(folder: Path, trained: Path) -> list[Analysis]:
 
 def sizes(folder: Path, trained: Path) -> list[Analysis]:
     """Draw throughput, memory and FLOPs of the designs over the size of the image, on this machine."""
+    return [_over_sizes(DESIGNS, SIZES, Output(folder, "scaling", "Over the size of the image"))]
+
+
+def growth(folder: Path, trained: Path) -> list[Analysis]:
+    """Draw the same of FastVim, Vim and a transformer of one width, and where one becomes faster than another."""
+    return [_over_sizes(GROWING, GROWN, Output(folder, "growth", "FastVim, Vim and DeiT over the size of the image"))]
+
+
+def _over_sizes(designs: Sequence[str], sides: Sequence[int], output: Output) -> Analysis:
     kept = keep_freed_memory()
-    subjects = open_subjects(DESIGNS[0], None, DESIGNS[1:])
-    output = Output(folder, "scaling", "Over the size of the image")
-    return [scaling.run(subjects, [(side, side) for side in SIZES], output, turns=TURNS, memory_kept=kept)]
+    subjects = open_subjects(designs[0], None, designs[1:])
+    return scaling.run(subjects, [(side, side) for side in sides], output, turns=TURNS, memory_kept=kept)
 
 
 Part = Callable[[Path, Path], list[Analysis]]
@@ -119,10 +127,12 @@ PARTS: dict[str, Part] = {
     "attention": maps,
     "throughput": speed,
     "scaling": sizes,
+    "growth": growth,
 }
+TIMED = ("throughput", "scaling", "growth")
 
 
-def published(analysis: Analysis, folder: Path, part: str) -> None:
+def published(analysis: Analysis, folder: Path, command: str, timed: bool) -> None:
     """Make an analysis fit for the page: its picture small, its arrays gone, its command and machine in its JSON."""
     for path in analysis.pictures.values():
         print(f"{path}: {shrink(path):,} bytes")
@@ -130,8 +140,8 @@ def published(analysis: Analysis, folder: Path, part: str) -> None:
     (folder / f"{analysis.name}.npz").unlink(missing_ok=True)
     path = folder / f"{analysis.name}.json"
     about = json.loads(path.read_text(encoding="utf-8"))
-    device = torch.device("cuda" if part in ("throughput", "scaling") and torch.cuda.is_available() else "cpu")
-    about |= {"command": f"python -m analyze.gallery --only {part}", "machine": machine(device)}
+    device = torch.device("cuda" if timed and torch.cuda.is_available() else "cpu")
+    about |= {"command": command, "machine": machine(device)}
     write_text(path, json.dumps(about, indent=1) + "\n")
 
 
@@ -142,9 +152,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--trained", type=Path, default=TRAINED, metavar="FILE", help=f"default {TRAINED}")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="draw these alone")
     arguments = parser.parse(argv)
+    if "trained" in arguments.only and not arguments.trained.is_file():
+        raise UserError(
+            f"--trained {arguments.trained}: there is no such file; run `make train`, or name the parts with --only"
+        )
     for part in tracked(arguments.only, "gallery"):
+        command = f"python -m analyze.gallery --only {part}"
+        if part == "trained" and arguments.trained != TRAINED:
+            command += f" --trained {arguments.trained}"
         for analysis in PARTS[part](arguments.out, arguments.trained):
-            published(analysis, arguments.out, part)
+            published(analysis, arguments.out, command, part in TIMED)
     return 0
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from analyze.subject import Subject
-from vmamba.errors import UserError
+from vmamba.errors import OutOfMemory, UserError
 from vmamba.features import IMAGE_SUFFIXES
 from vmamba.host_memory import out_of_memory
 
@@ -101,7 +101,9 @@ class Batches:
                 if not out_of_memory(error):
                     raise
                 if self.batch == 1:
-                    raise UserError(f"out of memory for one image of {tuple(x.shape)}; give a smaller --size") from None
+                    raise OutOfMemory(
+                        f"out of memory for one image of {tuple(x.shape)}; give a smaller --size"
+                    ) from None
                 self.batch //= 2
                 continue
             done += len(part)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vmamba.errors import UserError
+from vmamba.errors import OutOfMemory
 from vmamba.host_memory import allocated_by, living, out_of_memory
 from vmamba.steps import Step, autocast, inference_step, seconds, synchronize, training_step
 
@@ -166,7 +166,7 @@ def _fitting(
             torch.cuda.empty_cache()
         try:
             step, images = step_of(network, replace(protocol, batch=batch), device, channels)
-            for _ in range(max(1, protocol.warm_up)):
+            for _ in range(protocol.warm_up):
                 step()
             return _Runner(step, batch, _peak(step, network, images, protocol, device) if with_memory else None)
         except (RuntimeError, MemoryError) as error:
@@ -175,7 +175,7 @@ def _fitting(
         # Here the error is gone, and with it the frames that held what had been allocated.
         batch //= 2
     sizes = ", ".join(f"{h}x{w}" for h, w in protocol.sizes)
-    raise UserError(f"out of memory even for one image of {sizes}; give a smaller --size")
+    raise OutOfMemory(f"out of memory even for one image of {sizes}; give a smaller --size")
 
 
 def _peak(step: Step, network: nn.Module, images: Tensor, protocol: Protocol, device: torch.device) -> float:

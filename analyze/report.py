@@ -60,7 +60,7 @@ def tasks(
     side = subject.size
 
     def fields(output: Output) -> Analysis:
-        return erf.measure(erf.grid_of([subject], subject.file is not None, 0), images, output)
+        return erf.measure(erf.grid_of([subject], subject.trained, 0), images, output)
 
     def maps(output: Output) -> Analysis:
         scans = record(subject.network, subject.read(next(iter(few.values()))))

@@ -17,7 +17,7 @@ from analyze.subject import Subject
 from analyze.throughput import MEMORY, demand_figures, draw
 from vmamba.command_line import parse_size
 from vmamba.counting import count_model
-from vmamba.errors import UserError
+from vmamba.errors import OutOfMemory, UserError
 from vmamba.host_memory import keep_freed_memory
 
 SIZES = ("224", "288", "384", "512", "640", "768", "1024")
@@ -57,10 +57,10 @@ def run(
         networks = {name: subject.network for name, subject in present.items()}
         for row in rows_of(measure(networks, protocol, device, subjects[0].channels), protocol):
             row["GFLOPs"] = round(count_model(networks[row["model"]], size).gflops, 6)
-            if data is not None:
+            if data is not None and row["images/s"] is not None:
                 try:
                     row["top-1"], said = top1(present[row["model"]], data, batch)
-                except UserError as error:
+                except OutOfMemory as error:
                     row["top-1"], said = None, str(error)
                 row["note"] = "; ".join(word for word in (row["note"], said) if word)
             rows.append(row)

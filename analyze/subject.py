@@ -28,7 +28,8 @@ Size = tuple[int, int]
 class Subject:
     """A network in evaluation and its transform, and what it was opened by: see `open_subject`.
 
-    `name` is what tables and pictures call it; `model` is None where the weights' file names the model.
+    `name` is what tables and pictures call it; `model` is None where the weights' file names the model; `trained` is
+    whether the weights are the file's.
     """
 
     name: str
@@ -38,11 +39,12 @@ class Subject:
     file: Path | None = None
     seed: int = 0
     channels: int = 3
+    trained: bool = False
 
     @property
     def weights(self) -> str:
         """Where its weights are from, in words."""
-        return f"random weights, seed {self.seed}" if self.file is None else f"weights {self.file.name}"
+        return f"weights {self.file.name}" if self.file and self.trained else f"random weights, seed {self.seed}"
 
     @property
     def network(self) -> nn.Module:
@@ -64,18 +66,19 @@ class Subject:
 
     def at(self, size: Size) -> Subject:
         """Return the subject opened again for images of another size, which models of fixed size need."""
-        return replace(open_subject(self.model, self.file, size, self.device, self.seed), name=self.name)
+        again = open_subject(self.model, self.file, size, self.device, self.seed)
+        return replace(again if self.trained or self.file is None else again.untrained(self.seed), name=self.name)
 
     def untrained(self, seed: int) -> Subject:
         """Return the subject opened again with random weights in place of those of its file."""
+        payload = {} if self.file is None else load_checkpoint(self.file)
         torch.manual_seed(seed)
         if self.model is None:
-            assert self.file is not None
-            network = model_from_config(load_checkpoint(self.file)["config"])
+            network = model_from_config(payload["config"])
         else:
-            network, _ = build(self.model, self.size)
+            network, _ = build(self.model, self.size, classes_of(payload) if payload else None)
         opened = replace(self.opened, network=network.requires_grad_(False).to(self.device).eval())
-        return replace(self, opened=opened, file=None, seed=seed)
+        return replace(self, opened=opened, trained=False, seed=seed)
 
 
 def open_subject(
@@ -98,7 +101,8 @@ def open_subject(
     found = (int(blank.shape[1]), int(blank.shape[2]))
     check_size(opened.network, found)
     opened.network.requires_grad_(False)
-    return Subject(name, opened, found, model or (DEFAULT if weights is None else None), weights, seed, blank.shape[0])
+    named = model or (DEFAULT if weights is None else None)
+    return Subject(name, opened, found, named, weights, seed, blank.shape[0], trained=weights is not None)
 
 
 def _built(

@@ -29,15 +29,15 @@ _LONGEST_STATUS = 60
 
 
 def restarts(world: World) -> int:
-    """Return how often torchrun has started the processes again, the same on every process, all of which call it.
+    """Return how often torchrun has started the processes again, at least: the same on every process; all call it.
 
-    A machine counts the failures of its own processes, not those that it hears of: the most that any of them counts.
+    A machine counts the failures of its own processes, not those that it hears of; this is the most that any counts.
     """
     own = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     return int(world.highest(torch.tensor([own], device=world.device))[0])
 
 
-def write_environment(folder: Path, data: Data, network: nn.Module, world: World, epoch: int, restart: int = 0) -> None:
+def write_environment(folder: Path, data: Data, network: nn.Module, world: World, epoch: int, restart: int) -> None:
     """Write ``environment.json`` for this start of a run, and add the start to ``starts.jsonl``."""
     git = git_state()
     start = {

@@ -12,6 +12,10 @@ class UserError(ValueError):
     """Bad input: one line that names the file, key or argument, and the next step."""
 
 
+class OutOfMemory(UserError):
+    """Memory did not hold even the least that was asked for."""
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the known name nearest to `name`, or an empty string."""
     candidates = [str(k) for k in known]

@@ -70,17 +70,15 @@ def by_turns(
     turns: int,
     count: int,
     now: Callable[[], float] = time.perf_counter,
-    after: Callable[[str], object] = lambda name: None,
 ) -> dict[str, list[float]]:
     """Return the seconds of a step in each turn of each of several, {name: one figure a turn}; they alternate.
 
-    A slow minute of the machine so falls on all of them. `after` is called with the name after each turn of one.
+    A slow minute of the machine so falls on all of them.
     """
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(turns):
         for name, step in steps.items():
             times[name].append(seconds(step, device, count, now))
-            after(name)
     return times
 
 

@@ -1,8 +1,9 @@
 """Compiled inference against eager on this machine, the two timed in turns: a ratio for each T model.
 
-Method: each model runs one batch in eval mode under torch.inference_mode, eager and through torch.compile(fullgraph),
-after the compilation and a warm-up of both; the calls alternate, so that what else the machine does meets both alike.
-The ratio is the median over the rounds of eager time by compiled time: above 1, compiled is faster.
+Method: each model runs one batch in eval mode under torch.inference_mode: eager, through torch.compile(fullgraph), and
+through the same with options={"freezing": True}, which takes the weights for constants and packs them once. After the
+compilations and a warm-up the three take turns, in an order that moves on each round, so that what else the machine
+does meets all alike. A ratio is the median over the rounds of eager time by compiled time: above 1, compiled is faster.
 """
 
 from __future__ import annotations
@@ -40,23 +41,26 @@ def seconds(function: Callable[[Tensor], Tensor], x: Tensor) -> float:
     return time.perf_counter() - start
 
 
-def compare(name: str, device: str, batch: int, size: int, rounds: int, dynamic: bool) -> tuple[float, float, float]:
-    """Median seconds of eager and of compiled, and the median of their ratios."""
+def compare(name: str, device: str, batch: int, size: int, rounds: int, dynamic: bool) -> dict[str, list[float]]:
+    """Seconds of each round, by contender."""
     torch.manual_seed(0)
     torch._dynamo.reset()
     model = vmamba.create_model(name).eval().to(device)
-    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic or None)
+    contenders: dict[str, Callable[[Tensor], Tensor]] = {
+        "eager": model,
+        "compiled": torch.compile(model, fullgraph=True, dynamic=dynamic or None),
+        "frozen": torch.compile(model, fullgraph=True, dynamic=dynamic or None, options={"freezing": True}),
+    }
     x = torch.randn(batch, 3, size, size, device=device)
+    times: dict[str, list[float]] = {contender: [] for contender in contenders}
     with torch.inference_mode():
-        torch.testing.assert_close(compiled(x), model(x), rtol=1e-3, atol=1e-3)
-        pairs = []
+        for call in contenders.values():
+            torch.testing.assert_close(call(x), model(x), rtol=1e-3, atol=1e-3)
         for number in range(rounds + 1):
-            order = (model, compiled) if number % 2 else (compiled, model)
-            times = {id(f): seconds(f, x) for f in order}
-            if number:
-                pairs.append((times[id(model)], times[id(compiled)]))
-    eager, fast = (statistics.median(times) for times in zip(*pairs))
-    return eager, fast, statistics.median(a / b for a, b in pairs)
+            turn = number % len(contenders)
+            for contender in (*list(contenders)[turn:], *list(contenders)[:turn]):
+                times[contender].append(seconds(contenders[contender], x))
+    return {contender: taken[1:] for contender, taken in times.items()}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,15 +76,17 @@ def main(argv: list[str] | None = None) -> int:
     torch.backends.cudnn.allow_tf32 = False  # eager and compiled have to agree to the rounding of float32
     print(__doc__)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.batch} x 3 x {options.size}^2\n")
-    print("| model | eager, ms | compiled, ms | eager / compiled |\n|---|---|---|---|")
+    print("| model | eager, ms | compiled, ms | frozen, ms | eager / compiled | eager / frozen |")
+    print("|---|---|---|---|---|---|")
     rows: list[dict[str, object]] = []
-    ratios = []
     for name in options.models:
-        eager, fast, ratio = compare(name, options.device, options.batch, options.size, options.rounds, options.dynamic)
-        ratios.append(ratio)
-        rows.append({"model": name, "eager_ms": eager * 1e3, "compiled_ms": fast * 1e3, "ratio": ratio})
-        print(f"| {name} | {eager * 1e3:.1f} | {fast * 1e3:.1f} | {ratio:.2f} |", flush=True)
-    print(f"\nleast ratio: {min(ratios):.2f}")
+        times = compare(name, options.device, options.batch, options.size, options.rounds, options.dynamic)
+        ms = [1e3 * statistics.median(taken) for taken in times.values()]
+        ratios = [statistics.median(a / b for a, b in zip(times["eager"], times[c])) for c in ("compiled", "frozen")]
+        rows.append({"model": name, "ms": dict(zip(times, ms)), "compiled": ratios[0], "frozen": ratios[1]})
+        print(
+            f"| {name} | {' | '.join(f'{n:.1f}' for n in ms)} | {' | '.join(f'{r:.2f}' for r in ratios)} |", flush=True
+        )
     if options.json:
         setting = {"torch": torch.__version__, "device": options.device, "batch": options.batch, "size": options.size}
         options.json.write_text(json.dumps({"setting": setting, "rows": rows}, indent=2) + "\n")

@@ -36,6 +36,8 @@ CASES = {
     "image damaged": (WITH_IMAGES, "--model SMALL --images text.png", "text.png cannot be read as an image"),
     "count": (WITH_COUNT, "--model SMALL --count 0", "--count: give at least 1"),
     "data missing": (WITH_DATA, "--model SMALL --data none", "holds no class folders"),
+    "log missing": (("curves",), "none.csv", "none.csv"),
+    "part unknown": (("gallery",), "--only nonsense", "nonsense"),
     "data without images": (WITH_DATA, "--model SMALL --data bare", "holds no images"),
 }
 

@@ -42,16 +42,17 @@ def test_the_page_shows_what_is_there(tmp_path):
 def test_every_part_is_drawn(tmp_path, monkeypatch, capsys, small_config, small_weights):
     few = {name: gallery.photographs()[name] for name in gallery.PHOTOGRAPHS[:1]}
     settings = {"DESIGNS": (str(small_config), "test_resnet"), "SCANNED": (str(small_config),), "SIZES": (32,)}
+    settings |= {"GROWING": ("test_resnet",), "GROWN": (32,)}
     for name, value in {**settings, "BATCHES": (1,), "TURNS": 1, "photographs": lambda: few}.items():
         monkeypatch.setattr(gallery, name, value)
     assert gallery.main(["--out", str(tmp_path), "--trained", str(small_weights)]) == 0
-    names = ["attention_small", "erf", "erf_trained", "scaling", "throughput"]
+    names = ["attention_small", "erf", "erf_trained", "growth", "scaling", "throughput"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"{n}.{kind}" for n in names for kind in ("json", "png")
     ]
     text = pictures(tmp_path)
     for part in gallery.PARTS:
-        assert f"`python -m analyze.gallery --only {part}` on " in text
+        assert f"`python -m analyze.gallery --only {part}" in text
     assert text.count("![") == len(names) and "test_resnet, branches open" in (tmp_path / "erf.json").read_text()
     assert gallery.main(["--only", "trained", "--trained", "none.pth", "--out", str(tmp_path)]) == 2
     assert "run `make train`" in capsys.readouterr().err
