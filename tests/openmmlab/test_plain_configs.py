@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from mmengine.optim import build_optim_wrapper
 import vmamba.models  # noqa: F401  registers the classifiers
 from vmamba.openmmlab import MM_FastVim, MM_Vim, VisionMambaDet, VisionMambaSeg
 from vmamba.openmmlab.configs import fit_to_machine
+from vmamba.openmmlab.flops import count_config
 from vmamba.openmmlab.models import empty_model
 
 from .shrunk import CONFIGS, read_once
@@ -38,6 +40,8 @@ WHOLE = [
     *(f"{start}_tiny" for start in (VIM_SEG, FAST_SEG, VIM_DET)),
     "detection/fastvim/cascade_mask_rcnn_vim_coco_small",
 ]
+# Those whose sizes are counted in each run.
+COUNTED = [f"{VIM_SEG}_tiny", f"{FAST_SEG}_tiny", f"{VIM_DET}_tiny"]
 segmentors = pytest.mark.parametrize("row", [row for row in ROWS if row.startswith("segmentation")])
 detectors = pytest.mark.parametrize("row", [row for row in ROWS if row.startswith("detection")])
 UNDECAYED = dict(decay_mult=0.0)
@@ -205,7 +209,7 @@ def test_the_backbone_is_that_of_the_classifier(row):
     if depth < 24:
         without_most_blocks(cfg, depth)
     backbone = empty_model(cfg).backbone
-    assert type(backbone) is kind and backbone.layers[-1].drop_path.drop_prob == drop_path
+    assert type(backbone) is kind and backbone.layers[-1].drop_path.drop_prob == pytest.approx(drop_path)
     with torch.device("meta"):
         classifier = timm.create_model(name, depth=depth)
     own = {key: tuple(value.shape) for key, value in backbone.state_dict().items()}
@@ -235,6 +239,19 @@ def test_the_backbone_is_that_of_the_classifier(row):
     assert backbone.feature == ("residual" if turns(row) else "hidden")
     assert (backbone.rope is not None) == backbone.if_rope_residual == turns(row)
     assert backbone.residual_in_fp32 == (not (row.startswith(VIM_SEG) and row.endswith("tiny")))
+
+
+@pytest.mark.parametrize(
+    "row", [row if row in COUNTED else pytest.param(row, marks=pytest.mark.slow) for row in ROWS], ids=str
+)
+def test_sizes_are_those_of_the_readme(row):
+    """On the meta device; of one window of a segmentor."""
+    task, _, name = row.partition("/")
+    label = re.sub("upernet_.*-512", "..-512", name)
+    lines = (CONFIGS.parent / task / "README.md").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith(f"| `{label}` |")]
+    count = count_config(read(row), (1024, 1024) if task == "detection" else (512, 512))
+    assert f"| {count.parameters / 1e6:.1f} M | {count.gflops:.0f} G |" in line
 
 
 @pytest.mark.parametrize(("row", "power"), [(f"{VIM_DET}_tiny", 4), (f"{VIM_SEG}_tiny", 4), (f"{FAST_DET}_tiny", 13)])
