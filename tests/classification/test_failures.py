@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import time
 from dataclasses import replace
@@ -70,20 +71,22 @@ def test_nan_on_one_process_of_two_skips_the_update_on_both(tiny_config, tmp_pat
     assert [(note["skipped"], note["same"]) for note in notes[0]] == [(n == 2, n == 2) for n in range(6)]
 
 
-def test_the_lock_names_its_holder_and_ends_with_it(tiny_config, tmp_path):
+def test_the_lock_names_its_holder_and_ends_with_it(tiny_config, tmp_path, folder):
     """A second run is refused; once the first is killed the next starts at once, whatever its loaders still do."""
     config = tiny_config(DATA__BATCH_SIZE=64, DATA__NUM_WORKERS=2, TRAIN__EPOCHS=500, SAVE_STEPS=2, KEEP_CHECKPOINTS=0)
     arguments = ["--cfg", config, "--output", tmp_path / "out"]
     first = Ranks(tmp_path / "first", arguments)
-    while not list(tmp_path.glob("out/tiny/default/ckpt*")):
-        assert first.processes[0].exitcode is None, first.output()
-        time.sleep(0.05)
-    codes, output = run_ranks(tmp_path / "second", arguments)
-    assert codes == [2] and output.count("\n") == 1, output
-    assert output.startswith(f"error: process {first.processes[0].pid} on ") and "is writing to" in output
-    weights = next(tmp_path.glob("out/tiny/default/ckpt*"))
-    assert run_ranks(tmp_path / "second", [*arguments, "--eval", "--pretrained", weights])[0] == [0]
-    first.kill()
+    try:
+        while not (folder / "last.pth").is_file():
+            assert first.processes[0].exitcode is None, first.output()
+            time.sleep(0.05)
+        codes, output = run_ranks(tmp_path / "second", arguments)
+        assert codes == [2] and output.count("\n") == 1, output
+        assert output.startswith(f"error: process {first.processes[0].pid} on ") and "is writing to" in output
+        weights = shutil.copy(folder / "last.pth", tmp_path / "weights.pth")  # the first run goes on replacing its own
+        assert run_ranks(tmp_path / "second", [*arguments, "--eval", "--pretrained", weights])[0] == [0]
+    finally:
+        first.kill()
     assert run_ranks(tmp_path / "third", [*arguments, "--epochs", 1])[0] == [0]
 
 
