@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from analyze.operands import Operands, of_pooled_scan, of_selective_scan, of_ss2d, of_ssd
+from analyze.operands import Operands, of_mamba_inner, of_pooled_scan, of_selective_scan, of_ss2d, of_ssd
 from analyze.scans import Scan
 from vmamba.errors import UserError
 from vmamba.models import SS2D, Vim
@@ -27,6 +27,7 @@ READERS = {
     "vmamba::selective_scan": of_selective_scan,
     "vmamba::selective_scan_triton": of_selective_scan,
     "vmamba::selective_scan_reference": of_selective_scan,
+    "vmamba::mamba_inner": of_mamba_inner,
     "vmamba::ss2d": of_ss2d,
     "vmamba::ssd": of_ssd,
     "vmamba::pooled_scan": of_pooled_scan,
