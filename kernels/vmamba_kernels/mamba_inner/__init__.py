@@ -31,8 +31,8 @@ def mamba_inner(
     """Output y [B, L, E], dense: what G directions over the tokens make of x, summed, scaled and gated by z.
 
     x and z are the halves of xz. Each direction g, which sees the tokens from the last to the first if it is reversed:
-    u = silu(causal_conv1d(x)); (dt, B, C) = x_weight u; delta = dt_weight dt; y_g = selective_scan(u, delta, A, B, C, D,
-    delta_bias), whose step sizes are softplus(delta + delta_bias). Then y = scale * sum_g y_g * silu(z).
+    u = silu(causal_conv1d(x)); (dt, B, C) = x_weight u; delta = dt_weight dt; y_g = selective_scan(u, delta, A, B, C,
+    D, delta_bias), whose step sizes are softplus(delta + delta_bias). Then y = scale * sum_g y_g * silu(z).
 
     Args:
         xz: [B, L, 2E], L >= 1, the channels side by side or copied; float32 or float64, as all tensors.
@@ -65,5 +65,5 @@ def mamba_inner(
 
 @constant_in_graphs
 def fuses(dtype: torch.dtype, device: str, channels: int) -> bool:
-    """Whether a kernel of its own serves that type, device type and inner width, so that a network gains by calling it."""
+    """Whether a kernel of its own serves that type, device type and inner width: then a network gains by calling it."""
     return backend_for(dtype, device, channels) != "reference"
