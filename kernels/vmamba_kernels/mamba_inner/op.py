@@ -102,7 +102,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _run_backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    tensors, kept = ctx.saved_tensors[:8], ctx.saved_tensors[8:]
+    saved = ctx.saved_tensors  # asked for once, as activation checkpointing demands
+    tensors, kept = saved[:8], saved[8:]
     if dy is None:
         return (None,) * 12
     if not ctx.kept:
