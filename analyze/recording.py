@@ -5,7 +5,7 @@ SS2D (VMamba), SS2DMamba2, and the mixers of Vim and FastVim; any scan order, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from vmamba.models.vim_block import Block
 from vmamba.models.vim_mixer import VimMixer
 from vmamba_kernels import scan_order
 
-READERS = {
+READERS: dict[str, Callable[..., Operands]] = {
     "vmamba::selective_scan": of_selective_scan,
     "vmamba::selective_scan_triton": of_selective_scan,
     "vmamba::selective_scan_reference": of_selective_scan,

@@ -137,6 +137,11 @@ void InnerBackward<Above>::tile(i64 batch, i64 g, i64 chunk, const Channels& c, 
   const Rows dy = in_time(s_, g, start, args_.dy + image * s_.channels + c.first, s_.channels);
   const Rows du = in_time(s_, g, start, args_.du + image * all + channel, all);
   const float* states = args_.states + (batch * s_.kept + chunk) * s_.states * all + channel;
+  if (chunk) {
+    for (const Rows& rows : {u, dy, du})
+      prefetch_rows({rows.data - s_.chunk * rows.stride, rows.stride}, s_.chunk, c.width);
+    prefetch_rows({const_cast<float*>(states) - s_.states * all, all}, s_.states, c.width);
+  }
   project_steps(s_, k.weights.dt, c.width, p, steps, delta_);
   make_dt_and_slope<true>({delta_, c.width}, k.weights.bias, c.width, steps, dt_, slope_);
   for (i64 i = 0; i < c.width; i += Vec::W) column(c, k, i, states, p, u, dy, du, steps);

@@ -46,6 +46,11 @@ class InnerForward {
     const Rows sum = in_time(s_, g, start, args_.scanned + image * s_.channels + channel, s_.channels);
     const Rows y = in_time(s_, g, start, args_.y + image * s_.channels + channel, s_.channels);
     const Rows z = in_time(s_, g, start, args_.in.z.data + batch * args_.in.z.batch_stride + channel, args_.in.z.stride);
+    const i64 ahead = least(s_.chunk, s_.length - start - steps);
+    const auto soon = [&](const Rows& rows) { prefetch_rows({rows.data + steps * rows.stride, rows.stride}, ahead, width); };
+    soon(u);
+    if (g) soon(sum);
+    if (g + 1 == s_.directions) soon(z);
     project_steps(s_, weights_.dt, width, p, steps, delta_);
     make_dt<true>({delta_, width}, weights_.bias, width, steps, dt_, e_);
     for (i64 c = 0; c < width; c += Vec::W) {

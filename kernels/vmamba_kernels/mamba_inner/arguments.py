@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,7 @@ def check(
     directions: int,
 ) -> None:
     """Raise the ValueError that names the first wrong argument, its shape and the one it has to fit."""
-    forms = {
+    forms: dict[str, tuple[Any, int, str]] = {
         "xz": (xz, 3, "[B, L, 2E]"), "conv_weight": (conv_weight, 3, "[G, E, W]"),
         "conv_bias": (conv_bias, 2, "[G, E]"), "x_weight": (x_weight, 3, "[G, R+2N, E]"),
         "dt_weight": (dt_weight, 3, "[G, E, R]"), "A": (A, 2, "[G*E, N]"), "D": (D, 1, "[G*E]"),

@@ -38,9 +38,9 @@ def _block(tasks: int, channels: int) -> int:
 
 def _dense(i: Inputs) -> Inputs:
     """The inputs with dense weights, and with the channels of xz side by side."""
-    weights = (None if w is None else w.contiguous() for w in i[1:8])
     xz = i.xz if i.xz.stride(2) == 1 else i.xz.contiguous()
-    return Inputs(xz, *weights, i.reverse, i.scale)  # type: ignore[arg-type]
+    weights = [None if w is None else w.contiguous() for w in i[1:8]]
+    return Inputs._make([xz, *weights, i.reverse, i.scale])
 
 
 def _groups(rows: Tensor, groups: int) -> list[Tensor]:

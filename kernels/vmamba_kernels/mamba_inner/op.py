@@ -39,13 +39,14 @@ def _module(inputs: Inputs, backend: str) -> Any:
     return reference if name == "reference" else compiled
 
 
-def _inputs(tensors: Sequence[Any], reverse: Sequence[int], scale: float) -> Inputs:
-    return Inputs(*tensors, [bool(r) for r in reverse], scale)
+def _inputs(*arguments: Any) -> Inputs:
+    *tensors, reverse, scale = arguments
+    return Inputs._make([*tensors, [bool(r) for r in reverse], scale])
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, ...]:
     *tensors, reverse, scale, keep, backend = arguments
-    inputs = _inputs(tensors, reverse, scale)
+    inputs = _inputs(*tensors, reverse, scale)
     with torch.autocast(inputs.xz.device.type, enabled=False):
         y, kept = _module(inputs, backend).forward(inputs, keep)
     return y, *kept
@@ -53,7 +54,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _backward(dy: Tensor, *arguments: Any) -> Gradients:
     *tensors, u, x_dbl, scanned, states, reverse, scale, backend = arguments
-    inputs, kept = _inputs(tensors, reverse, scale), Kept(u, x_dbl, scanned, states)
+    inputs, kept = _inputs(*tensors, reverse, scale), Kept(u, x_dbl, scanned, states)
     with torch.autocast(inputs.xz.device.type, enabled=False):  # a backward may run inside one
         return _module(inputs, backend).backward(dy, inputs, kept)
 
