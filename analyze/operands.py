@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vmamba_kernels import scan_order
+from vmamba_kernels import causal_conv1d, scan_order
 
 
 @dataclass
@@ -50,6 +50,28 @@ def of_selective_scan(
         C.double(),
         None if D is None else D.double().view(groups, -1, 1),
     )
+
+
+def of_mamba_inner(
+    xz: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Any,
+    x_weight: Tensor,
+    dt_weight: Tensor,
+    A: Tensor,
+    D: Tensor,
+    bias: Tensor,
+    reverse: Sequence[bool],
+    *_: Any,
+) -> Operands:
+    """Return the operands of `vmamba_kernels.mamba_inner`, the reversed directions in the order in which they walk."""
+    groups, rank, states = len(reverse), dt_weight.shape[2], A.shape[1]
+    x, offsets = xz.double().chunk(2, dim=-1)[0].mT, None if conv_bias is None else conv_bias.double()
+    u = causal_conv1d(x, conv_weight.double(), offsets, "silu", reverse=[bool(r) for r in reverse], flip_output=True)
+    projected = torch.einsum("bgel,gje->bgjl", u.unflatten(1, (groups, -1)), x_weight.double())
+    dt, b, c = projected.split([rank, states, states], dim=2)
+    delta = torch.einsum("bgrl,ger->bgel", dt, dt_weight.double())
+    return of_selective_scan(u, delta.flatten(1, 2), A, b, c, D, bias, True)
 
 
 def of_ss2d(

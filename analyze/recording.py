@@ -5,7 +5,7 @@ SS2D (VMamba), SS2DMamba2, and the mixers of Vim and FastVim; any scan order, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from analyze.operands import Operands, of_pooled_scan, of_selective_scan, of_ss2d, of_ssd
+from analyze.operands import Operands, of_mamba_inner, of_pooled_scan, of_selective_scan, of_ss2d, of_ssd
 from analyze.scans import Scan
 from vmamba.errors import UserError
 from vmamba.models import SS2D, Vim
@@ -23,10 +23,11 @@ from vmamba.models.vim_block import Block
 from vmamba.models.vim_mixer import VimMixer
 from vmamba_kernels import scan_order
 
-READERS = {
+READERS: dict[str, Callable[..., Operands]] = {
     "vmamba::selective_scan": of_selective_scan,
     "vmamba::selective_scan_triton": of_selective_scan,
     "vmamba::selective_scan_reference": of_selective_scan,
+    "vmamba::mamba_inner": of_mamba_inner,
     "vmamba::ss2d": of_ss2d,
     "vmamba::ssd": of_ssd,
     "vmamba::pooled_scan": of_pooled_scan,

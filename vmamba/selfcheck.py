@@ -11,6 +11,7 @@ from vmamba_kernels import (
     causal_conv1d,
     cross_merge,
     cross_scan,
+    mamba_inner,
     mlp,
     pooled_scan,
     scan_order,
@@ -108,6 +109,25 @@ def _ss2d(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
     return ss2d(*tensors.values(), backend=backend)
 
 
+def _inner_tensors() -> dict[str, Tensor]:
+    """Of an odd size but for the channels: 2 sequences of 37 tokens, 2 directions of 48 channels, rank 3, 5 states."""
+    batch, length, groups, channels, rank, states = 2, 37, 2, 48, 3, 5
+    return {
+        "xz": torch.randn(batch, length, 2 * channels),
+        "conv_weight": torch.randn(groups, channels, 4) / 2,
+        "conv_bias": torch.randn(groups, channels),
+        "x_weight": torch.randn(groups, rank + 2 * states, channels) / channels**0.5,
+        "dt_weight": torch.randn(groups, channels, rank),
+        "A": -torch.rand(groups * channels, states) - 0.1,
+        "D": torch.randn(groups * channels),
+        "delta_bias": torch.randn(groups * channels) - 1,
+    }
+
+
+def _inner(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
+    return mamba_inner(*tensors.values(), reverse=(False, True), scale=0.5, backend=backend)
+
+
 def _mlp_tensors() -> dict[str, Tensor]:
     shapes = {"x": (7, 13), "weight1": (9, 13), "bias1": (9,), "weight2": (5, 9), "bias2": (5,)}
     return {name: torch.randn(shape) for name, shape in shapes.items()}
@@ -135,6 +155,7 @@ CASES: dict[str, tuple[Callable[[], dict[str, Tensor]], Case]] = {
     "selective_scan": (_scan_tensors, _scan),
     "cross_scan": (lambda: {"x": torch.randn(2, 3, 5, 7)}, _round_trip),
     "ss2d": (_ss2d_tensors, _ss2d),
+    "mamba_inner": (_inner_tensors, _inner),
     "mlp": (_mlp_tensors, _mlp),
     "ssd": (_ssd_tensors, _ssd),
     "pooled_scan": (_pooled_tensors, _pooled),

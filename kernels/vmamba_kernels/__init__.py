@@ -13,6 +13,7 @@ from .cross_scan import (
     register_scan_order,
     scan_order,
 )
+from .mamba_inner import mamba_inner
 from .mlp import mlp
 from .pooled_scan import pool_tokens, pooled_scan
 from .selective_scan import selective_scan, selective_scan_fn
@@ -26,6 +27,7 @@ __all__ = [
     "cross_scan",
     "cross_scan_fn",
     "list_scan_orders",
+    "mamba_inner",
     "mlp",
     "pool_tokens",
     "pooled_scan",

@@ -124,6 +124,20 @@ def test_vim_and_fastvim(kind):
         assert_equal(mixed(scan)[:, numbers], y.T)
 
 
+@pytest.mark.parametrize("kind", ["v2", "none"])
+def test_the_fused_mixer_has_the_scan_of_its_plain_operators(kind):
+    torch.manual_seed(0)
+    model = Vim(**TOKENS, bimamba_type=kind).eval()
+    x = torch.randn(1, 3, 24, 40)
+    fused = record(model, x)["layers.1.mixer"]
+    for layer in model.layers:
+        layer.mixer.layernorm.register_forward_hook(lambda *_: None)  # nothing stands for a layer with a hook
+    plain = record(model, x)["layers.1.mixer"]
+    for name in ("u", "delta", "A", "B", "C", "D", "reads", "writes"):
+        assert torch.allclose(getattr(fused, name), getattr(plain, name), atol=1e-4), name
+    assert fused.scale == plain.scale
+
+
 def test_pairs_of_blocks_see_the_tokens_from_both_ends():
     torch.manual_seed(0)
     model = Vim(**TOKENS, if_bidirectional=True, bimamba_type="none").eval()

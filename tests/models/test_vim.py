@@ -169,9 +169,9 @@ def test_rope_turns_the_tokens_of_the_image(residual: bool, pairs: bool, class_t
 
 @pytest.mark.parametrize("kind", ["head", "double"])
 def test_class_tokens_at_the_ends(kind: str) -> None:
-    model = nano(use_double_cls_token=kind == "double", use_middle_cls_token=False)
+    model = nano(use_double_cls_token=kind == "double", use_middle_cls_token=False).double()
     assert model.class_token == kind and model.global_pool == "token"
-    x = images()
+    x = images().double()
     tokens = naive_vim.tokens_of(model, x).flatten(1, 2)
     if kind == "head":
         tokens = torch.cat([model.cls_token.expand(2, 1, 16), tokens], 1)

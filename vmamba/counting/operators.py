@@ -48,6 +48,15 @@ def _causal_conv1d(args: Sequence[Any], result: Any) -> int:
     return prod(result) * args[1][-1]  # y [B, G * C, L], weight [G, C, W]
 
 
+def _mamba_inner(args: Sequence[Any], result: Any) -> int:
+    batch, length, channels = (
+        result  # conv_weight [G, E, W], x_weight [G, R + 2N, E], dt_weight [G, E, R], A [G * E, N]
+    )
+    taps, (groups, rows, _), rank, states = args[1][2], args[3], args[4][2], args[5][1]
+    of_layers = batch * length * groups * channels * (taps + rows + rank)
+    return of_layers + scan_macs(batch * length, groups * channels, states, True)
+
+
 def _mlp(args: Sequence[Any], result: Any) -> int:
     return prod(args[0]) * args[1][0] + prod(result) * args[3][1]  # x [.., C], weight1 [F, C], weight2 [O, F]
 
@@ -65,6 +74,7 @@ OURS: dict[str, OperatorRule] = {
     "vmamba::causal_conv1d": _causal_conv1d,
     "vmamba::cross_scan": _nothing,
     "vmamba::cross_merge": _nothing,
+    "vmamba::mamba_inner": _mamba_inner,
     "vmamba::mlp": _mlp,
 }
 

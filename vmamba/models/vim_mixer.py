@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vmamba_kernels import causal_conv1d, selective_scan
+from vmamba_kernels.mamba_inner import fuses, mamba_inner
 
 from ..errors import UserError
-from .layers import LayerNorm, find
+from .layers import LayerNorm, find, plainly_used
 
 BIMAMBA_TYPES = ("v2", "v1", "none")
 
@@ -138,10 +139,38 @@ class VimMixer(nn.Module):
 
     def forward(self, x: Tensor, grid: Any = None) -> Tensor:
         """[B, L, D]; `grid`, the rows and columns of the tokens, is for mixers that pool them."""
-        x, z = self.in_proj(x).chunk(2, dim=-1)  # [B, L, E]
-        y = self.layernorm(self._scanned(x.transpose(1, 2), grid))
-        y = self.out_proj(y.to(z.dtype) * F.silu(z))  # [B, L, D]
+        xz = self.in_proj(x)  # [B, L, 2E]
+        y = self.out_proj(self._inner(xz) if self._fuses(xz) else self._gated(xz, grid))  # [B, L, D]
         return y if self.gamma is None else y * self.gamma
+
+    def _gated(self, xz: Tensor, grid: Any) -> Tensor:
+        """[B, L, E]: all between in_proj and out_proj, by the plain operators."""
+        x, z = xz.chunk(2, dim=-1)  # [B, L, E]
+        y = self.layernorm(self._scanned(x.transpose(1, 2), grid))
+        return y.to(z.dtype) * F.silu(z)
+
+    def _inner(self, xz: Tensor) -> Tensor:
+        """The same by one operator."""
+        A, D, dt_bias = self._recurrence()
+        reverse, scale = self._directions(), 0.5 if self.divide else 1.0
+        weights = (self._stacked("x_proj", "weight"), self._stacked("dt_proj", "weight"), A, D, dt_bias)
+        return mamba_inner(xz, *self._filters(), *weights, reverse=reverse, scale=scale)
+
+    def _fuses(self, xz: Tensor) -> bool:
+        """Whether one operator may stand for all between in_proj and out_proj: directions with layers of their own, and
+        no norm.
+        """
+        layers = [getattr(self, name + s) for s in self.own_layers for name in ("conv1d", "x_proj", "dt_proj")]
+        weights = [p for module in (self, *layers) for p in module.parameters(recurse=False)]
+        return (
+            type(self) is VimMixer
+            and self.bimamba_type != "v1"
+            and self.backend in (None, "cpu")
+            and {type(layer) for layer in layers} == {nn.Conv1d, nn.Linear}
+            and type(self.layernorm) is nn.Identity
+            and plainly_used(xz, (self.layernorm, *layers), weights)
+            and fuses(xz.dtype, xz.device.type, self.d_inner)
+        )
 
     def _scanned(self, x: Tensor, grid: Any) -> Tensor:
         """[B, L, E]: the directions together, for x [B, E, L]; the scan walks each of them forward in its own time."""
@@ -162,10 +191,19 @@ class VimMixer(nn.Module):
 
     def _convolved(self, x: Tensor, flip_output: bool) -> Tensor:
         """[B, G*E, L]: SiLU of the causal convolution of x [B, E, L], of each direction that has its own."""
-        weight = self._stacked("conv1d", "weight").squeeze(2)  # [G, E, W]
+        reverse = self._directions()
+        return causal_conv1d(
+            x, *self._filters(), "silu", reverse=reverse, flip_output=flip_output, backend=self.backend
+        )
+
+    def _directions(self) -> tuple[bool, ...]:
+        """Whether each direction that has its own layers begins with the last token."""
+        return (False, True)[: len(self.own_layers)]
+
+    def _filters(self) -> tuple[Tensor, Tensor | None]:
+        """The weight [G, E, W] and the bias [G, E] of the convolutions."""
         bias = None if self.conv1d.bias is None else self._stacked("conv1d", "bias")
-        reverse = (False, True)[: len(self.own_layers)]
-        return causal_conv1d(x, weight, bias, "silu", reverse=reverse, flip_output=flip_output, backend=self.backend)
+        return self._stacked("conv1d", "weight").squeeze(2), bias
 
     def _projected(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """delta [B, G*E, P], B and C [B, G, N, P] of a sequence u [B, G*E, P]."""

@@ -40,7 +40,8 @@ def parts(x: Tensor) -> int:
     return batch * -(-(length + 7) // CUDA_ALIGNED_STEPS)
 
 
-def _bits(reverse: list[bool]) -> int:
+def bits(reverse: list[bool]) -> int:
+    """The directions as the library reads them."""
     return sum(1 << g for g, is_reversed in enumerate(reverse) if is_reversed)
 
 
@@ -59,7 +60,7 @@ def forward(
         x = laid_out_like(side_by_side(x), out)
     if x.numel():
         bias = None if bias is None else bias.contiguous()
-        torch.ops.vmamba._causal_conv1d(x, _filters(weight), bias, out, _bits(reverse), silu, flip_output)
+        torch.ops.vmamba._causal_conv1d(x, _filters(weight), bias, out, bits(reverse), silu, flip_output)
     return out
 
 
@@ -67,18 +68,32 @@ def backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, reverse: list[bool], silu: bool, flip_output: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `reference.backward`."""
-    groups, channels, width = weight.shape
     dx = empty_sequence(x, x.dtype)
     if x.device.type != "cpu":
         x = laid_out_like(side_by_side(x), dx)
         dy = laid_out_like(dy, dx)
+    return dx, *backward_into(dx, dy, x, weight, bias, reverse, silu, flip_output)
+
+
+def backward_into(
+    dx: Tensor,
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    reverse: list[bool],
+    silu: bool,
+    flip_output: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of weight and bias; that of x is written to `dx`, which on the CPU may have any strides."""
+    groups, channels, width = weight.shape
     if not x.numel():
-        return dx, torch.zeros_like(weight), weight.new_zeros((0,) if bias is None else bias.shape)
+        return torch.zeros_like(weight), weight.new_zeros((0,) if bias is None else bias.shape)
     dweight = weight.new_empty(weight.shape)
     dbias = weight.new_empty((0,) if bias is None else bias.shape)
     partial = weight.new_empty(parts(x), groups, width + 1, channels)
     bias = None if bias is None else bias.contiguous()
     torch.ops.vmamba._causal_conv1d_backward(
-        dy, x, _filters(weight), bias, dx, dweight, dbias, partial, _bits(reverse), silu, flip_output
+        dy, x, _filters(weight), bias, dx, dweight, dbias, partial, bits(reverse), silu, flip_output
     )
-    return dx, dweight, dbias
+    return dweight, dbias
