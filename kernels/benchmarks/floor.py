@@ -43,12 +43,9 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.partition("::")[2]
-        groups = {"convolution": 8, "convolution_backward": 9}
-        if (
-            name in ("mm", "addmm", "bmm", "baddbmm")
-            or name.startswith("_scaled_dot")
-            or args[groups.get(name, 0)] == 1
-        ):
+        groups = {"convolution": 8, "convolution_backward": 9}.get(name)
+        product = name in ("mm", "addmm", "bmm", "baddbmm") or name.startswith("_scaled_dot")
+        if product or (groups is not None and args[groups] == 1):
             kept = (((a.shape, a.stride()) if isinstance(a, Tensor) else a) for a in args)
             self.calls[name, tuple(tuple(a) if isinstance(a, list) else a for a in kept)] += 1
         return func(*args, **(kwargs or {}))
@@ -125,10 +122,10 @@ def main() -> None:
     method = (
         f"float32, eager, batch {args.batch} at {args.size}x{args.size}, freed host memory "
         f"{'kept' if memory_kept else 'returned'}; whole: forward, in training loss and backward too, median of "
-        f"{args.turns} turns, the networks by turns. Products: every mm, addmm, bmm, dense convolution and the products "
-        "of every attention of one such step (seed 0, with the images that DropPath left), on random tensors of their "
-        f"sizes and strides; {clock.method()}; fastest: the better of PyTorch's call and oneDNN's linear layer with the "
-        "copies that it needs"
+        f"{args.turns} turns, the networks by turns. Products: every mm, addmm, bmm, dense convolution and the "
+        "products of every attention of one such step (seed 0, with the images that DropPath left), on random tensors "
+        f"of their sizes and strides; {clock.method()}; fastest: the better of PyTorch's call and oneDNN's linear "
+        "layer with the copies that it needs"
     )
     report = Report("floor", args.device, method)
     images = torch.randn(args.batch, 3, args.size, args.size, device=clock.device)

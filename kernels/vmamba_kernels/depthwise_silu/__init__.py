@@ -39,8 +39,8 @@ def depthwise_silu(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, bac
         weight: [C, 1, k, k] as torch.nn.Conv2d has it, k odd. bias: [C] or None. Both of x's type.
         backend: None chooses by device, type and k; "cpu" (float32 and k = 3) or "reference" insist.
 
-    Differentiable once in every tensor; only the arguments are saved for the backward. Arithmetic is float32, float64 for
-    float64.
+    Differentiable once in every tensor; only the arguments are saved for the backward. Arithmetic is float32, or
+    float64 for float64.
 
     Raises:
         ValueError: a wrong shape, type or device, or an unknown backend. RuntimeError: an absent backend.
