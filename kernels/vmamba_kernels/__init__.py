@@ -13,6 +13,7 @@ from .cross_scan import (
     register_scan_order,
     scan_order,
 )
+from .depthwise_silu import depthwise_silu
 from .mlp import mlp
 from .pooled_scan import pool_tokens, pooled_scan
 from .selective_scan import selective_scan, selective_scan_fn
@@ -25,6 +26,7 @@ __all__ = [
     "cross_merge_fn",
     "cross_scan",
     "cross_scan_fn",
+    "depthwise_silu",
     "list_scan_orders",
     "mlp",
     "pool_tokens",

@@ -29,7 +29,16 @@ class Backend:
 
 
 # The folders of the operators; importing one registers its backends.
-OPERATORS = ("causal_conv1d", "cross_scan", "mlp", "pooled_scan", "selective_scan", "ss2d", "ssd")
+OPERATORS = (
+    "causal_conv1d",
+    "cross_scan",
+    "depthwise_silu",
+    "mlp",
+    "pooled_scan",
+    "selective_scan",
+    "ss2d",
+    "ssd",
+)
 _backends: dict[str, list[Backend]] = {}
 
 

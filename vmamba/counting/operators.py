@@ -48,6 +48,10 @@ def _causal_conv1d(args: Sequence[Any], result: Any) -> int:
     return prod(result) * args[1][-1]  # y [B, G * C, L], weight [G, C, W]
 
 
+def _depthwise_silu(args: Sequence[Any], result: Any) -> int:
+    return prod(result) * prod(args[1][1:])  # y [B, H, W, C], weight [C, 1, k, k]
+
+
 def _mlp(args: Sequence[Any], result: Any) -> int:
     return prod(args[0]) * args[1][0] + prod(result) * args[3][1]  # x [.., C], weight1 [F, C], weight2 [O, F]
 
@@ -65,6 +69,7 @@ OURS: dict[str, OperatorRule] = {
     "vmamba::causal_conv1d": _causal_conv1d,
     "vmamba::cross_scan": _nothing,
     "vmamba::cross_merge": _nothing,
+    "vmamba::depthwise_silu": _depthwise_silu,
     "vmamba::mlp": _mlp,
 }
 

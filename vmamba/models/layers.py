@@ -7,7 +7,7 @@ Layers that look at the tensors they are given are leaves for torch.fx (`registe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -83,6 +83,22 @@ def _hooked(module: nn.Module) -> bool:
     return bool(forward or module._backward_hooks or module._backward_pre_hooks)
 
 
+def plainly_used(x: Tensor, layers: Sequence[nn.Module], weights: Sequence[Tensor]) -> bool:
+    """Whether one operator may stand for layers of these weights: unhooked, of x's type, in no exported program.
+
+    Fake tensors take it where gradients are wanted, so that what it remembers is counted; without them its scratch,
+    which no count sees, is most of its memory.
+    """
+    return (
+        (type(x) is Tensor or (type(x) is FakeTensor and torch.is_grad_enabled()))
+        and all(type(weight) in (nn.Parameter, FakeTensor) and x.dtype is weight.dtype for weight in weights)
+        and not any(_hooked(layer) for layer in layers)
+        and not torch.compiler.is_exporting()
+        and not torch.jit.is_tracing()
+        and not torch.is_autocast_enabled(x.device.type)
+    )
+
+
 @register_notrace_module
 class Mlp(nn.Module):
     """fc1, activation, fc2; gated: fc2(x * act(z)) with x, z the halves of fc1. Works over the last axis, or CF."""
@@ -120,27 +136,16 @@ class Mlp(nn.Module):
         return x.permute(0, 3, 1, 2) if self.channel_first else x
 
     def _fuses(self, x: Tensor) -> bool:
-        """Whether one operator may stand for all of it: plain layers, unhooked, in no exported program.
-
-        Fake tensors take it where gradients are wanted, so that what it remembers is counted; without them its scratch,
-        which no count sees, is most of its memory.
-        """
+        """Whether one operator may stand for all of it."""
         fc1, act, drop, fc2 = self.fc1, self.act, self.drop, self.fc2
         return (
             (type(fc1), type(act), type(drop), type(fc2)) == (nn.Linear, nn.GELU, nn.Identity, nn.Linear)
-            and (type(x) is Tensor or (type(x) is FakeTensor and torch.is_grad_enabled()))
-            and {type(fc1.weight), type(fc2.weight)} <= {nn.Parameter, FakeTensor}
             and act.approximate == "none"
             and not self.gated
             and fc1.bias is not None
             and fc2.bias is not None
-            and not any(_hooked(module) for module in (fc1, act, drop, fc2))
-            and not torch.compiler.is_exporting()
-            and not torch.jit.is_tracing()
-            and x.dtype is fc1.weight.dtype
-            and x.dtype is fc2.weight.dtype
+            and plainly_used(x, (fc1, act, drop, fc2), (fc1.weight, fc2.weight))
             and fuses(x.dtype, x.device.type)
-            and not torch.is_autocast_enabled(x.device.type)
         )
 
 
