@@ -12,8 +12,7 @@ from functorch.compile import make_boxed_func
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 
-from vmamba.models import VSSM
-from vmamba.models.layers import BY_ONEDNN
+from vmamba.models import VSSM, convolution
 from vmamba_kernels.depthwise_silu import fuses as fuses_convolution
 from vmamba_kernels.mlp import fuses as fuses_mlp
 from vmamba_kernels.ss2d import fuses as fuses_scan
@@ -25,9 +24,9 @@ DESIGNS: dict[str, dict[str, Any]] = {
     "vanilla": dict(forward_type="v0", ssm_d_state=4, mlp_ratio=0.0, downsample_version="v1"),
 }
 needs_kernels = pytest.mark.skipif(
-    not (BY_ONEDNN and all(fuses(torch.float32, "cpu") for fuses in (fuses_mlp, fuses_scan)))
+    not all(fuses(torch.float32, "cpu") for fuses in (fuses_mlp, fuses_scan))
     or not fuses_convolution(torch.float32, 3, "cpu"),
-    reason="the compiled library or oneDNN is absent",
+    reason="the compiled library is absent",
 )
 
 
@@ -56,7 +55,7 @@ def test_a_graph_for_inference_calls_our_operators_and_no_convolution(design: st
     blocks, dense = 3, {"vanilla": 1}.get(design, 3)
     assert found["vmamba.ss2d.default"] == found["vmamba.depthwise_silu.default"] == blocks
     assert found["vmamba.mlp.default"] == (0 if design == "vanilla" else blocks)
-    assert found["mkldnn._convolution_pointwise.default"] == dense
+    assert found["vmamba._convolution.default"] == dense
     assert found["aten.convolution.default"] == 0
 
 
@@ -70,6 +69,19 @@ def test_a_graph_with_gradients_has_those_of_the_model() -> None:
         model.zero_grad()
         function(x).square().sum().backward()
         grads.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
-    assert graphs[0]["aten.convolution.default"] == 3 and len(grads[0]) == len(list(model.parameters()))
+    assert graphs[0]["vmamba._convolution.default"] == 3 and len(grads[0]) == len(list(model.parameters()))
     for wanted, got in zip(*grads, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_the_operator_of_a_convolution_keeps_its_contract() -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(1, 7, 9, 4), torch.randn(6, 4, 3, 3), torch.randn(6)
+    options = ([2, 2], [1, 1], [1, 1], 1)
+    leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    torch.library.opcheck(convolution.forward, (*leaves, *options))
+    torch.library.opcheck(convolution.forward, (*leaves[:2], None, *options))
+    wanted = torch.conv2d(x.permute(0, 3, 1, 2), weight, bias, 2, 1).permute(0, 2, 3, 1)
+    alone = x.as_strided(x.shape, (0, *x.stride()[1:]))  # a batch of one has any stride
+    for image in (x, alone):
+        torch.testing.assert_close(convolution.forward(image, weight, bias, *options), wanted)

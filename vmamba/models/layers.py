@@ -16,16 +16,14 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from vmamba_kernels.backends import constant_in_graphs
 from vmamba_kernels.mlp import fuses, mlp
 
 from ..errors import UserError, closest
+from .convolution import Conv2d, exporting
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU, "sigmoid": nn.Sigmoid}
 DOWNSAMPLES = ("v1", "v2", "v3", "none")
 PATCH_EMBEDS = ("v1", "v2")
-# Whether PyTorch has oneDNN, and its convolution under the name by which compiled graphs call it.
-BY_ONEDNN = hasattr(torch.ops.mkldnn, "_convolution_pointwise") and torch.backends.mkldnn.is_available()
 
 
 def find(argument: str, name: Any, known: Any) -> Any:
@@ -81,12 +79,6 @@ class LayerNorm2d(LayerNorm):
 NORMS: dict[str, type[nn.Module]] = {"ln": LayerNorm, "ln2d": LayerNorm2d, "bn": nn.BatchNorm2d}
 
 
-@constant_in_graphs
-def _exporting() -> bool:
-    """Whether torch.export traces, which torch.compile, left to itself, takes for true of its own graphs too."""
-    return torch.compiler.is_exporting()
-
-
 def _hooked(module: nn.Module) -> bool:
     forward = module._forward_hooks or module._forward_pre_hooks
     return bool(forward or module._backward_hooks or module._backward_pre_hooks)
@@ -102,7 +94,7 @@ def plainly_used(x: Tensor, layers: Sequence[nn.Module], weights: Sequence[Tenso
         (type(x) is Tensor or (type(x) is FakeTensor and torch.is_grad_enabled()))
         and all(type(weight) in (nn.Parameter, FakeTensor) and x.dtype is weight.dtype for weight in weights)
         and not any(_hooked(layer) for layer in layers)
-        and not _exporting()
+        and not exporting()
         and not torch.jit.is_tracing()
         and not torch.is_autocast_enabled(x.device.type)
     )
@@ -153,38 +145,8 @@ class Mlp(nn.Module):
             and not self.gated
             and fc1.bias is not None
             and fc2.bias is not None
-            and plainly_used(x, (fc1, act, drop, fc2), (fc1.weight, fc2.weight))
             and fuses(x.dtype, x.device.type)
-        )
-
-
-@register_notrace_module
-class Conv2d(nn.Conv2d):
-    """nn.Conv2d that calls oneDNN by name in a graph compiled for inference on a CPU.
-
-    Around a convolution of its own, inductor stores every map of four axes with its second axis last, as it should lie
-    if it were channel-first: channel-last ones, which ours are, it would transpose again and again. The call it leaves
-    alone, and it is what the convolution comes to anyway.
-    """
-
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not self._by_name(x, weight):
-            return super()._conv_forward(x, weight, bias)
-        options = (self.padding, self.stride, self.dilation, self.groups)
-        return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *options, "none", [], "")
-
-    def _by_name(self, x: Tensor, weight: Tensor) -> bool:
-        return (
-            torch.compiler.is_compiling()
-            and not _exporting()
-            and not torch.is_grad_enabled()
-            and x.device.type == "cpu"
-            and x.dim() == 4
-            and x.dtype is weight.dtype is torch.float32
-            and not torch.is_autocast_enabled("cpu")
-            and self.padding_mode == "zeros"
-            and not isinstance(self.padding, str)
-            and BY_ONEDNN
+            and plainly_used(x, (fc1, act, drop, fc2), (fc1.weight, fc2.weight))
         )
 
 
