@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
@@ -37,7 +38,19 @@ def _channel_last(x: Tensor) -> Tensor:
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-    return _channel_last(torch.conv2d(_channel_first(x), weight, bias, *options))
+    stride, padding, dilation, groups = options
+    if groups > 1 or max(dilation) > 1 or not _small(x, weight, stride, padding):
+        return _channel_last(torch.conv2d(_channel_first(x), weight, bias, *options))
+    (top, left), (rows, columns) = padding, weight.shape[2:]
+    windows = F.pad(x, (0, 0, left, left, top, top)).unfold(1, rows, stride[0]).unfold(2, columns, stride[1])
+    y = windows.flatten(3) @ weight.flatten(1).T  # [B, h, w, C * rows * columns] by [C * rows * columns, O]
+    return y if bias is None else y.add_(bias)
+
+
+def _small(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> bool:
+    """Whether a map is so small that turning over the weight, as a convolution does first, is most of its work."""
+    sides = [(x.shape[1 + i] + 2 * padding[i] - weight.shape[2 + i]) // stride[i] + 1 for i in (0, 1)]
+    return 4 * x.shape[0] * sides[0] * sides[1] < weight.shape[0]
 
 
 def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
