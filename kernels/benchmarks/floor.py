@@ -80,13 +80,6 @@ def contenders(call: Call, device: torch.device) -> dict[str, Callable[[], Any]]
     return found
 
 
-def products(step: Callable[[], object]) -> Counter[Call]:
-    """The products of a step, with how often each is made."""
-    with Products() as recorded:
-        step()
-    return recorded.calls
-
-
 def alone(calls: Counter[Call], clock: Clock) -> tuple[float, float]:
     """Seconds of all calls, each by the way that PyTorch takes, and each by its fastest way."""
     taken, best = 0.0, 0.0
@@ -98,12 +91,15 @@ def alone(calls: Counter[Call], clock: Clock) -> tuple[float, float]:
     return taken, best
 
 
-def separate(model: torch.nn.Module) -> torch.nn.Module:
-    """The network with the products of its MLPs in ops of their own, where they are seen."""
+def step_of(name: str, mode: str, images: Tensor, seen: bool) -> Callable[[], object]:
+    """A warm step of a network; if `seen`, the products of its MLPs are made by ops of their own."""
+    model = build(name, images.device)
     for module in model.modules():
-        if isinstance(module, Mlp):
-            module.act.register_forward_hook(lambda *_: None)
-    return model
+        if seen and isinstance(module, Mlp):
+            module.act.register_forward_hook(lambda *_: None)  # a layer with a hook is called as itself
+    step = inference_step(model, images) if mode == "inference" else training_step(model, images, optimizer=False)
+    step()
+    return step
 
 
 def main() -> None:
@@ -130,25 +126,22 @@ def main() -> None:
     report = Report("floor", args.device, method)
     images = torch.randn(args.batch, 3, args.size, args.size, device=clock.device)
     for mode in args.modes:
-
-        def step(name: str, seen: bool, mode: str = mode) -> Callable[[], object]:
-            model = build(name, clock.device)
-            model = separate(model) if seen else model
-            run = inference_step(model, images) if mode == "inference" else training_step(model, images, False)
-            run()
-            return run
-
-        calls = {name: products(step(name, True)) for name in args.networks}
-        alones = {name: alone(found, clock) for name, found in calls.items()}
-        times = by_turns({name: step(name, False) for name in args.networks}, clock.device, args.turns, 1)
+        alones = {}
+        for name in args.networks:
+            step = step_of(name, mode, images, seen=True)
+            with Products() as recorded:
+                step()
+            alones[name] = (*alone(recorded.calls, clock), sum(recorded.calls.values()))
+        steps = {name: step_of(name, mode, images, seen=False) for name in args.networks}
+        times = by_turns(steps, clock.device, args.turns, 1)
         last = statistics.median(times[args.networks[-1]])
-        for name, (taken, best) in alones.items():
+        for name, (taken, best, count) in alones.items():
             whole = statistics.median(times[name])
             row = {"products_ms": 1e3 * taken, "fastest_ms": 1e3 * best, "outside": 1 - taken / whole}
             row |= {"ratio": last / whole, "floor": last / best}
-            report.add(network=name, mode=mode, ms=1e3 * whole, count=sum(calls[name].values()), **row)
+            report.add(network=name, mode=mode, ms=1e3 * whole, count=count, **row)
             print(
-                f"{mode:9}  {name:30} whole {1e3 * whole:7.0f} ms, {sum(calls[name].values())} products alone "
+                f"{mode:9}  {name:30} whole {1e3 * whole:7.0f} ms, {count} products alone "
                 f"{1e3 * taken:7.0f} ms (fastest {1e3 * best:.0f}), outside {100 * row['outside']:.0f} %; "
                 f"{row['ratio']:.2f} x {args.networks[-1]}, at most {row['floor']:.2f} x",
                 flush=True,

@@ -14,11 +14,12 @@ constexpr const char* kOperator = "depthwise_silu on cpu";
 constexpr i64 kForwardTasks = 32;
 constexpr i64 kFewestRows = 4;
 
-// Channels of a task of the backward, by the shape alone: whole vectors of every instruction set, and enough tasks.
-i64 block_of(i64 batch, i64 channels) {
-  for (const i64 block : {i64{96}, i64{48}, i64{32}})
-    if (batch * ceil_div(channels, block) >= kTasks) return block;
-  return kDepthwiseAlign;
+// Channels that walk together: as many as keep three rows of x and of q in the first cache, whole vectors of every
+// instruction set.
+i64 block_of(i64 columns) {
+  constexpr i64 kRow = 1024, kWidest = 96;
+  const i64 fit = kRow / columns / kDepthwiseAlign * kDepthwiseAlign;
+  return fit < kDepthwiseAlign ? kDepthwiseAlign : fit < kWidest ? fit : kWidest;
 }
 
 struct Call {
@@ -33,6 +34,7 @@ struct Call {
     args.height = image[1];
     args.columns = image[2];
     args.channels = image[3];
+    args.block = block_of(args.columns > 0 ? args.columns : 1);
     args.x = dense_floats(x, image, kOperator, "x");
     const float* filters = dense_floats(weight, {args.channels, 1, 3, 3}, kOperator, "weight");
     const float* biases = dense_floats(bias, {args.channels}, kOperator, "bias");
@@ -73,7 +75,6 @@ void backward(const Tensor& dy, const Tensor& x, const Tensor& weight, const std
   const Floats parts = scratch(images * sums), total = scratch(sums);
   args.sums = parts.get();
   if (images) {
-    args.block = block_of(args.batch, args.channels);
     const DepthwiseKernels& isa = VMAMBA_KERNELS(depthwise);
     parallel(call.work(), images * args.blocks(), [&](i64 begin, i64 end) { isa.backward(args, begin, end); });
   }

@@ -113,27 +113,51 @@ struct Zeros {
   Zeros& operator=(const Zeros&) = delete;
 };
 
-// The rows around row h of image b, all channels.
-inline Around around(const DepthwiseArgs& a, const float* x, i64 b, i64 h, const float* zeros) {
-  const auto line = [&](i64 row) {
-    return row < 0 || row >= a.height ? Line{zeros, 0} : Line{x + (b * a.height + row) * a.columns * a.channels, a.channels};
-  };
-  return {{line(h - 1), line(h), line(h + 1)}};
-}
+// The channels of one image that a walk down its rows takes along.
+struct Column {
+  const DepthwiseArgs& a;
+  i64 image, channel, count;
+
+  Column(const DepthwiseArgs& a, i64 image, i64 index)
+      : a(a), image(image), channel(index * a.block), count(a.channels - channel < a.block ? a.channels - channel : a.block) {}
+
+  template <class T>
+  T* row(T* x, i64 h) const {
+    return x + (image * a.height + h) * a.columns * a.channels + channel;
+  }
+  // The rows around row h.
+  Around around(const float* x, i64 h, const float* zeros) const {
+    const auto line = [&](i64 at) { return at < 0 || at >= a.height ? Line{zeros, 0} : Line{row(x, at), a.channels}; };
+    return {{line(h - 1), line(h), line(h + 1)}};
+  }
+  // Asks for row h, of which the positions lie too far apart for a processor to foresee.
+  template <int Write>
+  void prefetch(const float* x, i64 h) const {
+    if (h >= a.height) return;
+    const float* p = row(x, h);
+    for (i64 j = 0; j < a.columns; ++j, p += a.channels)
+      for (i64 c = 0; c < count; c += 16) __builtin_prefetch(p + c, Write, 3);
+  }
+};
 
 void depthwise_forward(const DepthwiseArgs& a, i64 begin, i64 end) {
   const Zeros zeros(a.padded());
+  const i64 all = a.padded();
   for (i64 task = begin; task < end; ++task) {
-    const i64 b = task / a.parts(), first = task % a.parts() * a.rows;
-    for (i64 h = first; h < first + a.rows && h < a.height; ++h) {
-      const Around x = around(a, a.x, b, h, zeros.data);
-      float* y = a.y + (b * a.height + h) * a.columns * a.channels;
-      by_vectors(a.channels, [&](i64 c, auto lanes) {
-        const float* taps = a.taps + c;
-        const Vec bias = Vec::load(taps + kDepthwiseTaps * a.padded());
-        convolve<false>(x + c, a.columns, taps, a.padded(), bias, lanes, lanes, y + c, a.channels);
-        activate(y + c, a.channels, a.columns, lanes);
-      });
+    const i64 first = task % a.parts() * a.rows, last = first + a.rows < a.height ? first + a.rows : a.height;
+    for (i64 index = 0; index < a.blocks(); ++index) {
+      const Column column(a, task / a.parts(), index);
+      for (i64 h = first; h < last; ++h) {
+        column.prefetch<0>(a.x, h + 2);
+        column.prefetch<1>(a.y, h + 1);
+        const Around x = column.around(a.x, h, zeros.data);
+        float* y = column.row(a.y, h);
+        by_vectors(column.count, [&](i64 c, auto lanes) {
+          const float* taps = a.taps + column.channel + c;
+          convolve<false>(x + c, a.columns, taps, all, Vec::load(taps + kDepthwiseTaps * all), lanes, lanes, y + c, a.channels);
+          activate(y + c, a.channels, a.columns, lanes);
+        });
+      }
     }
   }
 }
@@ -151,32 +175,34 @@ struct DepthwiseBackward {
   Line q_line(i64 h) const { return h < 0 || h >= a.height ? Line{zeros, 0} : Line{ring + h % 3 * row, width}; }
 
   void run(i64 task) {
-    const i64 b = task / a.blocks(), channel = task % a.blocks() * a.block;
-    const i64 count = a.channels - channel < a.block ? a.channels - channel : a.block;
+    const Column column(a, task / a.blocks(), task % a.blocks());
     for (i64 i = 0; i < kDepthwiseSums * width; ++i) sums[i] = 0.0f;
-    for (i64 h = 0; h <= a.height; ++h) by_vectors(count, [&](i64 c, auto lanes) { step(b, h, channel, c, lanes); });
+    for (i64 h = 0; h <= a.height; ++h) {
+      column.prefetch<0>(a.x, h + 2);
+      column.prefetch<0>(a.dy, h + 1);
+      column.prefetch<1>(a.dx, h);
+      by_vectors(column.count, [&](i64 c, auto lanes) { step(column, h, c, lanes); });
+    }
     for (i64 t = 0; t < kDepthwiseSums; ++t)
-      for (i64 c = 0; c < count; ++c)
-        a.sums[(b * kDepthwiseSums + t) * a.channels + channel + c] = sums[t * width + c];
+      for (i64 c = 0; c < column.count; ++c)
+        a.sums[(column.image * kDepthwiseSums + t) * a.channels + column.channel + c] = sums[t * width + c];
   }
 
   // Row h of q with its part of the sums, then row h - 1 of dx.
   template <class Lanes>
-  VMAMBA_INLINE void step(i64 b, i64 h, i64 channel, i64 c, Lanes lanes) {
+  VMAMBA_INLINE void step(const Column& column, i64 h, i64 c, Lanes lanes) {
     const i64 all = a.padded();
-    const float* taps = a.taps + channel + c;
+    const float* taps = a.taps + column.channel + c;
     if (h < a.height) {
-      const Around x = around(a, a.x, b, h, zeros) + (channel + c);
-      const Line dy{a.dy + (b * a.height + h) * a.columns * a.channels + channel + c, a.channels};
+      const Around x = column.around(a.x, h, zeros) + c;
       float* q = ring + h % 3 * row + c;
       convolve<false>(x, a.columns, taps, all, Vec::load(taps + kDepthwiseTaps * all), lanes, Whole{}, q, width);
-      differentiate(q, width, dy, a.columns, lanes);
+      differentiate(q, width, Line{column.row(a.dy, h) + c, a.channels}, a.columns, lanes);
       add_sums(x, a.columns, q, width, sums + c, lanes);
     }
     if (h > 0) {
       const Around q{{q_line(h - 2) + c, q_line(h - 1) + c, q_line(h) + c}};
-      float* dx = a.dx + (b * a.height + h - 1) * a.columns * a.channels + channel + c;
-      convolve<true>(q, a.columns, taps, all, Vec::set(0.0f), Whole{}, lanes, dx, a.channels);
+      convolve<true>(q, a.columns, taps, all, Vec::set(0.0f), Whole{}, lanes, column.row(a.dx, h - 1) + c, a.channels);
     }
   }
 };
