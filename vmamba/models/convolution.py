@@ -59,7 +59,7 @@ def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any)
 
 
 def _backward(dy: Tensor, x: Tensor, weight: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    stride, padding, dilation, groups = options
+    stride, padding, dilation, groups, wants_dx = options
     dx, dweight, dbias = torch.ops.aten.convolution_backward(
         _channel_first(dy),
         _channel_first(x),
@@ -71,13 +71,13 @@ def _backward(dy: Tensor, x: Tensor, weight: Tensor, *options: Any) -> tuple[Ten
         False,
         [0, 0],
         groups,
-        [True, True, True],
+        [wants_dx, True, True],
     )
-    return _channel_last(dx), dweight.contiguous(), dbias
+    return _channel_last(dx) if wants_dx else x.new_empty(0), dweight.contiguous(), dbias
 
 
 def _backward_fake(dy: Tensor, x: Tensor, weight: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+    return x.new_empty(x.shape if options[4] else 0), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
 
 
 forward = define(
@@ -85,7 +85,7 @@ forward = define(
 )
 backward = define(
     "_convolution_backward",
-    f"(Tensor dy, Tensor x, Tensor weight, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor dy, Tensor x, Tensor weight, {_OPTIONS}, bool wants_dx) -> (Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
@@ -98,8 +98,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _run_backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-    dx, dweight, dbias = backward(dy, *ctx.saved_tensors, *ctx.options)
-    return dx, dweight, dbias if ctx.has_bias else None, None, None, None, None
+    wants_dx = ctx.needs_input_grad[0]
+    dx, dweight, dbias = backward(dy, *ctx.saved_tensors, *ctx.options, wants_dx)
+    return dx if wants_dx else None, dweight, dbias if ctx.has_bias else None, None, None, None, None
 
 
 differentiate("_convolution", _run_backward, _setup_context)
