@@ -149,8 +149,8 @@ class SS2D(nn.Module):
         return (
             options == ((kernel, kernel), (1, 1), (kernel // 2, kernel // 2), (1, 1), conv.in_channels, "zeros")
             and conv.out_channels == conv.in_channels
-            and plainly_used(x, (conv, act), (conv.weight,))
             and fuses_convolution(x.dtype, kernel, x.device.type)
+            and plainly_used(x, (conv, act), (conv.weight,))
         )
 
     def _make_out_norm(self, **dd: Any) -> nn.Module:
