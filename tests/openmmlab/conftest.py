@@ -25,7 +25,8 @@ def plain_configs() -> Iterator[None]:
     from mmengine.fileio import load
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mmengine.config.config.FormatCode", lambda text, **style: (text, True))
+        # onedl-mmengine lays nothing out
+        patch.setattr("mmengine.config.config.FormatCode", lambda text, **style: (text, True), raising=False)
         patch.setattr("mmengine.config.utils.load", cache(load))
         yield
 

@@ -107,6 +107,9 @@ def test_a_published_detector_is_tested_and_keeps_its_classes(trained, tmp_path)
     cfg = read_config(config)
     model = open_checkpoint(cfg, str(weights), torch.device("cpu"))
     assert list(model.dataset_meta["classes"])[:2] == ["person", "bicycle"]
+    cfg.test_dataloader.dataset.metainfo = dict(palette=[[1, 2, 3]] * 80)
+    model = open_checkpoint(cfg, str(weights), torch.device("cpu"))
+    assert model.dataset_meta["palette"] == [(1, 2, 3)] * 80  # as tuples, which alone can be drawn with
 
 
 def run_script(script: str, *arguments: str, cwd: Path) -> str:
