@@ -27,11 +27,6 @@ from vmamba.steps import by_turns, inference_step, training_step
 NETWORKS = ("vmamba_tiny_s1l8", "swin_tiny_patch4_window7_224")
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 Call = tuple[str, tuple[Any, ...]]  # the op and its arguments, a tensor as its size and strides
-Form = tuple[torch.Size, tuple[int, ...]]
-
-
-def _is_form(argument: Any) -> bool:
-    return isinstance(argument, tuple) and len(argument) == 2 and isinstance(argument[0], torch.Size)
 
 
 class Products(TorchDispatchMode):
@@ -51,7 +46,7 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _made(form: Form, device: torch.device) -> Tensor:
+def _made(form: Any, device: torch.device) -> Tensor:
     size, stride = form
     length = 1 + sum((n - 1) * s for n, s in zip(size, stride))
     return torch.rand(length, device=device).as_strided(size, stride)
@@ -69,7 +64,7 @@ def _attention(name: str, tensors: list[Tensor]) -> Callable[[], Any]:
 def contenders(call: Call, device: torch.device) -> dict[str, Callable[[], Any]]:
     """The ways to compute a recorded call, on random tensors of its sizes and strides."""
     name, args = call
-    made = [_made(a, device) if _is_form(a) else a for a in args]
+    made = [_made(a, device) if isinstance(a, tuple) and a and isinstance(a[0], torch.Size) else a for a in args]
     if name.startswith("_scaled_dot"):
         return {"bmm": _attention(name, [m for m in made if isinstance(m, Tensor)])}
     found: dict[str, Callable[[], Any]] = {name: lambda: getattr(torch.ops.aten, name)(*made)}

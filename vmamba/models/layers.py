@@ -85,7 +85,7 @@ def _hooked(module: nn.Module) -> bool:
 
 
 def plainly_used(x: Tensor, layers: Sequence[nn.Module], weights: Sequence[Tensor]) -> bool:
-    """Whether one operator may stand for layers of these weights: unhooked, of x's type, in no exported program.
+    """Whether an operator of x's device may stand for layers of these weights: unhooked, of x's type, not exported.
 
     Fake tensors take it where gradients are wanted, so that what it remembers is counted; without them its scratch,
     which no count sees, is most of its memory.

@@ -24,8 +24,8 @@ struct Around {
 // to[j] = bias + sum over rows i and columns k of lines[i][j + k - 1] * taps[3 i + k], or of the taps in reverse.
 // The sum of a column has an addition of its own: only that one waits for the column before.
 template <bool Reverse, class From, class To>
-VMAMBA_INLINE void convolve(const Around& x, i64 columns, const float* taps, i64 tap_stride, Vec bias, From from, To lanes,
-                            float* to, i64 stride) {
+VMAMBA_INLINE void convolve(const Around& x, i64 columns, const float* taps, i64 tap_stride, Vec bias, From from,
+                            To lanes, float* to, i64 stride) {
   Vec w[kDepthwiseTaps];
   for (int t = 0; t < kDepthwiseTaps; ++t) w[t] = Vec::load(taps + (Reverse ? kDepthwiseTaps - 1 - t : t) * tap_stride);
   Vec now = bias, next = bias;
@@ -39,7 +39,7 @@ VMAMBA_INLINE void convolve(const Around& x, i64 columns, const float* taps, i64
   lanes.store(now, to + (columns - 1) * stride);
 }
 
-// Calls run(first column, constant number of columns): several at a time, whose exponentials do not wait for each other.
+// Calls run(first column, constant number of columns): several at a time, whose exponentials do not wait for others.
 template <class Run>
 VMAMBA_INLINE void by_columns(i64 columns, const Run& run) {
   i64 j = 0;
@@ -118,8 +118,9 @@ struct Column {
   const DepthwiseArgs& a;
   i64 image, channel, count;
 
-  Column(const DepthwiseArgs& a, i64 image, i64 index)
-      : a(a), image(image), channel(index * a.block), count(a.channels - channel < a.block ? a.channels - channel : a.block) {}
+  Column(const DepthwiseArgs& a, i64 image, i64 index) : a(a), image(image), channel(index * a.block) {
+    count = a.channels - channel < a.block ? a.channels - channel : a.block;
+  }
 
   template <class T>
   T* row(T* x, i64 h) const {
@@ -154,7 +155,8 @@ void depthwise_forward(const DepthwiseArgs& a, i64 begin, i64 end) {
         float* y = column.row(a.y, h);
         by_vectors(column.count, [&](i64 c, auto lanes) {
           const float* taps = a.taps + column.channel + c;
-          convolve<false>(x + c, a.columns, taps, all, Vec::load(taps + kDepthwiseTaps * all), lanes, lanes, y + c, a.channels);
+          const Vec bias = Vec::load(taps + kDepthwiseTaps * all);
+          convolve<false>(x + c, a.columns, taps, all, bias, lanes, lanes, y + c, a.channels);
           activate(y + c, a.channels, a.columns, lanes);
         });
       }

@@ -15,7 +15,7 @@ struct DepthwiseArgs {
   i64 columns = 0;
   i64 channels = 0;
   i64 rows = 0;                // forward: rows of an image that are a task
-  i64 block = 0;               // channels that walk down an image together, in the backward a task; a multiple of the above
+  i64 block = 0;               // channels that walk down together, backward: a task; a multiple of kDepthwiseAlign
   const float* x = nullptr;    // [B, H, W, C]
   const float* taps = nullptr; // [9 taps row by row, bias][C padded with zeros]
   float* y = nullptr;          // [B, H, W, C]; forward
