@@ -11,6 +11,7 @@ from vmamba_kernels import (
     causal_conv1d,
     cross_merge,
     cross_scan,
+    depthwise_silu,
     mamba_inner,
     mlp,
     pooled_scan,
@@ -105,6 +106,15 @@ def _conv(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
     return causal_conv1d(x, weight, bias, "silu", reverse=(False, True), backend=backend)
 
 
+def _depthwise_tensors() -> dict[str, Tensor]:
+    """x, weight, bias of an odd size: 2 images of 5 x 7, 37 channels."""
+    return {"x": torch.randn(2, 5, 7, 37), "weight": torch.randn(37, 1, 3, 3), "bias": torch.randn(37)}
+
+
+def _depthwise(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
+    return depthwise_silu(*tensors.values(), backend=backend)
+
+
 def _ss2d(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
     return ss2d(*tensors.values(), backend=backend)
 
@@ -152,6 +162,7 @@ def _pooled(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
 
 CASES: dict[str, tuple[Callable[[], dict[str, Tensor]], Case]] = {
     "causal_conv1d": (_conv_tensors, _conv),
+    "depthwise_silu": (_depthwise_tensors, _depthwise),
     "selective_scan": (_scan_tensors, _scan),
     "cross_scan": (lambda: {"x": torch.randn(2, 3, 5, 7)}, _round_trip),
     "ss2d": (_ss2d_tensors, _ss2d),

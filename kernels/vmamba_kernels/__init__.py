@@ -13,6 +13,7 @@ from .cross_scan import (
     register_scan_order,
     scan_order,
 )
+from .depthwise_silu import depthwise_silu
 from .mamba_inner import mamba_inner
 from .mlp import mlp
 from .pooled_scan import pool_tokens, pooled_scan
@@ -26,6 +27,7 @@ __all__ = [
     "cross_merge_fn",
     "cross_scan",
     "cross_scan_fn",
+    "depthwise_silu",
     "list_scan_orders",
     "mamba_inner",
     "mlp",

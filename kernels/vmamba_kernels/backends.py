@@ -29,7 +29,17 @@ class Backend:
 
 
 # The folders of the operators; importing one registers its backends.
-OPERATORS = ("causal_conv1d", "cross_scan", "mamba_inner", "mlp", "pooled_scan", "selective_scan", "ss2d", "ssd")
+OPERATORS = (
+    "causal_conv1d",
+    "cross_scan",
+    "depthwise_silu",
+    "mamba_inner",
+    "mlp",
+    "pooled_scan",
+    "selective_scan",
+    "ss2d",
+    "ssd",
+)
 _backends: dict[str, list[Backend]] = {}
 
 

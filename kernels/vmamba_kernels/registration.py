@@ -42,12 +42,14 @@ def vectorize(op: torch._ops.OpOverload, rule: Callable[..., Any]) -> None:
 def one_by_one(op: Callable[..., Any]) -> Callable[..., Any]:
     """The vmap rule that calls an op for each index of the mapped dimension and stacks the results."""
 
-    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         mapped = [isinstance(a, Tensor) and d is not None for a, d in zip(args, in_dims, strict=True)]
         results = []
         for i in range(info.batch_size):
             picked = [a.select(d, i) if is_mapped else a for a, d, is_mapped in zip(args, in_dims, mapped, strict=True)]
             results.append(op(*picked))
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
         stacked = tuple(torch.stack(part) for part in zip(*results, strict=True))
         return stacked, (0,) * len(stacked)
 

@@ -64,7 +64,7 @@ def test_arrows_run_one_way(room):
 
 
 # The benchmarks of whole networks; the others measure operators, and need nothing of what is built on them.
-OF_NETWORKS = {"backbone", "compiled", "memory", "vim_block"}
+OF_NETWORKS = {"backbone", "compiled", "floor", "memory", "vim_block"}
 
 
 def test_benchmarks_of_operators_need_the_kernels_alone():

@@ -122,6 +122,23 @@ def test_the_convolutions_and_the_pooled_scans_agree(bench) -> None:
     assert {s.length for s in bench.shapes.tokens(["vim_tiny"], 224)} == {197}
 
 
+def test_the_products_of_a_step_are_counted_and_made_again(bench) -> None:
+    pytest.importorskip("timm")
+    floor = import_module("floor")
+    layers = [torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 4, 3, groups=4), torch.nn.Flatten(), torch.nn.Linear(16, 5)]
+    with floor.Products() as recorded:
+        torch.nn.Sequential(*layers)(torch.rand(2, 3, 6, 6)).sum().backward()
+        q, k, v = torch.rand(3, 2, 1, 4, 8).unbind(0)
+        torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    counts = {name: sum(n for (op, _), n in recorded.calls.items() if op.startswith(name)) for name in ("conv", "mm")}
+    assert counts == {"conv": 2, "mm": 2}  # dense only, forward and backward; the linear layer's two gradients
+    assert sum(recorded.calls.values()) - 4 == 2  # its addmm, and the attention
+    for call in recorded.calls:
+        made = [way() for way in floor.contenders(call, torch.device("cpu")).values()]
+        if call[0] in ("mm", "addmm"):
+            assert all(torch.allclose(other, made[0], rtol=1e-5) for other in made)
+
+
 @pytest.mark.slow
 def test_the_compiled_peer_agrees(bench, small) -> None:
     tensors = bench.selective_scan.tensors(small, 2, torch.float32, torch.device("cpu"))

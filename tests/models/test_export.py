@@ -22,7 +22,7 @@ from vmamba.export import (
     write_program,
 )
 from vmamba.export.__main__ import check_sizes, main
-from vmamba.models import VSSM, Backbone, ForwardType
+from vmamba.models import VSSM, Backbone, FastVim, ForwardType, Vim
 from vmamba_kernels import register_scan_order
 
 NANO: dict[str, Any] = dict(depths=(1, 1), dims=16, num_classes=10, ssm_d_state=1, norm_layer="ln2d")
@@ -36,18 +36,23 @@ DESIGNS: dict[str, dict[str, Any]] = {
     "mamba2": dict(forward_type="m0", ssm_d_state=4, ssm_init="v2", norm_layer="ln"),
     "posembed": dict(posembed=True, imgsize=(48, 32)),
 }
+TOKENS: dict[str, type[Vim]] = {"vim": Vim, "fastvim": FastVim}
 SIZES = ((2, 3, 64, 64), (1, 3, 75, 50), (3, 3, 33, 40))
 
 
-def build(name: str = "fused", **kwargs: Any) -> VSSM:
+def build(name: str = "fused", **kwargs: Any) -> VSSM | Vim:
     """A small network with weights large enough that an error anywhere shows in the output."""
     torch.manual_seed(0)
-    model = VSSM(**{**NANO, **DESIGNS[name], **kwargs}).eval()
+    model: VSSM | Vim
+    if name in TOKENS:
+        model = TOKENS[name](img_size=64, patch_size=8, depth=2, embed_dim=16, d_state=4, num_classes=10).eval()
+    else:
+        model = VSSM(**{**NANO, **DESIGNS[name], **kwargs}).eval()
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if key.endswith(("in_proj.weight", "out_proj.weight", "fc1.weight", "fc2.weight", "head.weight")):
                 parameter.mul_(8)
-            elif key.endswith(("A_logs", "Ds")):
+            elif key.endswith(("A_logs", "Ds", "A_log", "A_b_log", ".D", ".D_b")):
                 parameter.add_(torch.randn_like(parameter) * 0.3)
     return model
 
@@ -101,7 +106,7 @@ def test_a_program_is_written_and_read_back_whatever_the_mode_and_the_gradients(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fused", "unfused", "mamba2"])
+@pytest.mark.parametrize("name", ["fused", "unfused", "mamba2", *TOKENS])
 def test_aoti_package_gives_the_numbers_of_the_model_at_any_size(name: str, tmp_path: Path) -> None:
     model = build(name)
     write_package(export_program(model, torch.zeros(1, 3, 64, 64)), tmp_path / "model.pt2")

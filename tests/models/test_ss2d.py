@@ -223,3 +223,18 @@ def test_bad_arguments(kwargs: dict, words: str) -> None:
         SS2D(12, **kwargs)
     assert "\n" not in str(error.value)
     assert isinstance(error.value, UserError) or "order" in words
+
+
+@pytest.mark.parametrize("conv_bias", [True, False])
+def test_the_convolution_and_its_activation_are_the_plain_layers_whatever_runs_them(conv_bias: bool) -> None:
+    torch.manual_seed(0)
+    m, x = SS2D(12, d_state=1, conv_bias=conv_bias), torch.randn(2, 5, 7, 24)
+    convolved = m.act(m._convolved(x))
+    torch.testing.assert_close(m._activated(x), convolved)
+    grads = [torch.autograd.grad(y.square().sum(), list(m.conv2d.parameters())) for y in (m._activated(x), convolved)]
+    torch.testing.assert_close(*grads)
+    seen: list[str] = []
+    m.conv2d.register_forward_hook(lambda *_: seen.append("conv2d"))
+    assert torch.equal(m._activated(x), convolved) and seen == ["conv2d"]
+    strided = SS2D(12, d_state=1, d_conv=4)
+    torch.testing.assert_close(strided._activated(x), strided.act(strided._convolved(x)))

@@ -49,12 +49,14 @@ def _causal_conv1d(args: Sequence[Any], result: Any) -> int:
 
 
 def _mamba_inner(args: Sequence[Any], result: Any) -> int:
-    batch, length, channels = (
-        result  # conv_weight [G, E, W], x_weight [G, R + 2N, E], dt_weight [G, E, R], A [G * E, N]
-    )
+    batch, length, channels = result  # conv_weight [G, E, W], x_weight [G, R + 2N, E], dt_weight [G, E, R], A [G*E, N]
     taps, (groups, rows, _), rank, states = args[1][2], args[3], args[4][2], args[5][1]
     of_layers = batch * length * groups * channels * (taps + rows + rank)
     return of_layers + scan_macs(batch * length, groups * channels, states, True)
+
+
+def _depthwise_silu(args: Sequence[Any], result: Any) -> int:
+    return prod(result) * prod(args[1][1:])  # y [B, H, W, C], weight [C, 1, k, k]
 
 
 def _mlp(args: Sequence[Any], result: Any) -> int:
@@ -75,6 +77,7 @@ OURS: dict[str, OperatorRule] = {
     "vmamba::cross_scan": _nothing,
     "vmamba::cross_merge": _nothing,
     "vmamba::mamba_inner": _mamba_inner,
+    "vmamba::depthwise_silu": _depthwise_silu,
     "vmamba::mlp": _mlp,
 }
 

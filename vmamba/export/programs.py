@@ -75,7 +75,11 @@ def write_package(program: ExportedProgram, path: str | Path) -> None:
         raise UserError(f"out: an AOTInductor package is named NAME.pt2, not {Path(path).name}")
     from .packaged_operators import TWINS
 
-    torch._inductor.aoti_compile_and_package(program.run_decompositions(dict(TWINS)), package_path=str(path))
+    torch._inductor.aoti_compile_and_package(
+        program.run_decompositions(dict(TWINS)),
+        package_path=str(path),
+        inductor_configs={"layout_optimization": False},  # it lays maps out as if all were channel-first
+    )
 
 
 def load_package(path: str | Path) -> Callable[[Tensor], Any]:

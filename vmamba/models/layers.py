@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from vmamba_kernels.mlp import fuses, mlp
 
 from ..errors import UserError, closest
+from .convolution import Conv2d, exporting
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU, "sigmoid": nn.Sigmoid}
 DOWNSAMPLES = ("v1", "v2", "v3", "none")
@@ -84,7 +85,7 @@ def _hooked(module: nn.Module) -> bool:
 
 
 def plainly_used(x: Tensor, layers: Sequence[nn.Module], weights: Sequence[Tensor]) -> bool:
-    """Whether one operator may stand for layers of these weights: unhooked, of x's type, in no exported program.
+    """Whether an operator of x's device may stand for layers of these weights: unhooked, of x's type, not exported.
 
     Fake tensors take it where gradients are wanted, so that what it remembers is counted; without them its scratch,
     which no count sees, is most of its memory.
@@ -93,7 +94,7 @@ def plainly_used(x: Tensor, layers: Sequence[nn.Module], weights: Sequence[Tenso
         (type(x) is Tensor or (type(x) is FakeTensor and torch.is_grad_enabled()))
         and all(type(weight) in (nn.Parameter, Tensor, FakeTensor) and x.dtype is weight.dtype for weight in weights)
         and not any(_hooked(layer) for layer in layers)
-        and not torch.compiler.is_exporting()
+        and not exporting()
         and not torch.jit.is_tracing()
         and not torch.is_autocast_enabled(x.device.type)
     )
@@ -144,8 +145,8 @@ class Mlp(nn.Module):
             and not self.gated
             and fc1.bias is not None
             and fc2.bias is not None
-            and plainly_used(x, (fc1, act, drop, fc2), (fc1.weight, fc2.weight))
             and fuses(x.dtype, x.device.type)
+            and plainly_used(x, (fc1, act, drop, fc2), (fc1.weight, fc2.weight))
         )
 
 
@@ -166,7 +167,7 @@ def patch_embed(
         return norm(channels, **dd) if norm else nn.Identity()
 
     if find("patchembed_version", version, PATCH_EMBEDS) == "v1":
-        convolution = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size, **dd)
+        convolution = Conv2d(in_chans, embed_dim, patch_size, patch_size, **dd)
         return nn.Sequential(convolution, last(), normed(embed_dim))
     stride = patch_size // 2
     if stride < 1 or embed_dim % 2:
@@ -176,12 +177,12 @@ def patch_embed(
         )
     half = embed_dim // 2
     return nn.Sequential(
-        nn.Conv2d(in_chans, half, stride + 1, stride, 1, **dd),
+        Conv2d(in_chans, half, stride + 1, stride, 1, **dd),
         last(),
         normed(half),
         first(),
         nn.GELU(),
-        nn.Conv2d(half, embed_dim, stride + 1, stride, 1, **dd),
+        Conv2d(half, embed_dim, stride + 1, stride, 1, **dd),
         last(),
         normed(embed_dim),
     )
@@ -232,7 +233,7 @@ def downsample(
     kernel, padding = (2, 0) if version == "v2" else (3, 1)
     return nn.Sequential(
         nn.Identity() if channel_first else to_channel_first(),
-        nn.Conv2d(dim, out_dim, kernel, 2, padding, **dd),
+        Conv2d(dim, out_dim, kernel, 2, padding, **dd),
         nn.Identity() if channel_first else to_channel_last(),
         norm(out_dim, **dd),
     )

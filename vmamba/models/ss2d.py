@@ -17,11 +17,13 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from vmamba_kernels import cross_merge, cross_scan, scan_order, selective_scan
+from vmamba_kernels.depthwise_silu import depthwise_silu
+from vmamba_kernels.depthwise_silu import fuses as fuses_convolution
 from vmamba_kernels.ss2d import fuses, ss2d
 
 from ..errors import UserError
 from .forward_type import ForwardType, parse_forward_type
-from .layers import LayerNorm, find, to_channel_first, to_channel_last
+from .layers import LayerNorm, find, plainly_used, to_channel_first, to_channel_last
 
 INITIALISATIONS = ("v0", "v1", "v2")
 
@@ -131,6 +133,26 @@ class SS2D(nn.Module):
         """[B, H, W, I] after the depthwise convolution, if there is one."""
         return x if self.conv2d is None else self.conv2d(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
+    def _activated(self, x: Tensor) -> Tensor:
+        """[B, H, W, I] after the convolution and the activation."""
+        if self._fuses_convolution(x):
+            return depthwise_silu(x, self.conv2d.weight, self.conv2d.bias)  # type: ignore[union-attr, arg-type]
+        return self.act(self._convolved(x))
+
+    def _fuses_convolution(self, x: Tensor) -> bool:
+        """Whether one operator may stand for the convolution and the activation."""
+        conv, act = self.conv2d, self.act
+        if type(conv) is not nn.Conv2d or type(act) is not nn.SiLU:
+            return False
+        kernel = conv.kernel_size[0]
+        options = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
+        return (
+            options == ((kernel, kernel), (1, 1), (kernel // 2, kernel // 2), (1, 1), conv.in_channels, "zeros")
+            and conv.out_channels == conv.in_channels
+            and fuses_convolution(x.dtype, kernel, x.device.type)
+            and plainly_used(x, (conv, act), (conv.weight,))
+        )
+
     def _make_out_norm(self, **dd: Any) -> nn.Module:
         """The norm after the merge, on [B, H, W, I]; its keys are the published ones."""
         kind, inner = self.options.out_norm, self.d_inner
@@ -187,7 +209,7 @@ class SS2D(nn.Module):
         if self.options.gate:
             x, z = x.chunk(2, dim=-1)
             z = self.act(z) if self.options.gate_act else z
-        x = self.act(self._convolved(x))
+        x = self._activated(x)
         y = self._cascade(x) if self.options.scan_order == "cascade2d" else self._scan(x, self.options.scan_order)
         y = self._normed(y, x.dtype)
         y = y if z is None else y * z

@@ -168,8 +168,8 @@ class VimMixer(nn.Module):
             and self.backend in (None, "cpu")
             and {type(layer) for layer in layers} == {nn.Conv1d, nn.Linear}
             and type(self.layernorm) is nn.Identity
-            and plainly_used(xz, (self.layernorm, *layers), weights)
             and fuses(xz.dtype, xz.device.type, self.d_inner)
+            and plainly_used(xz, (self.layernorm, *layers), weights)
         )
 
     def _scanned(self, x: Tensor, grid: Any) -> Tensor:

@@ -35,37 +35,14 @@ VMAMBA_INLINE Vec gelu_derivative(Vec v, Vec cdf) {
   return fma(v * Vec::set(0.3989422804f), density[0], cdf);
 }
 
-// Calls run(pointers to whole vectors, first channel, channels there) over a row; the last, partial vector goes through
-// a copy padded with zeros.
-template <class Run>
-VMAMBA_INLINE void by_vectors(i64 channels, const Run& run) {
-  i64 c = 0;
-  for (; c + Vec::W <= channels; c += Vec::W) run(c, static_cast<i64>(Vec::W));
-  if (c < channels) run(c, channels - c);
-}
-
-VMAMBA_INLINE Vec load_part(const float* p, i64 count) {
-  if (count == Vec::W) return Vec::load(p);
-  float padded[Vec::W] = {};
-  for (i64 i = 0; i < count; ++i) padded[i] = p[i];
-  return Vec::load(padded);
-}
-
-VMAMBA_INLINE void store_part(Vec v, float* p, i64 count) {
-  if (count == Vec::W) return v.store(p);
-  float padded[Vec::W];
-  v.store(padded);
-  for (i64 i = 0; i < count; ++i) p[i] = padded[i];
-}
-
 void bias_gelu_forward(const BiasGeluArgs& a, i64 begin, i64 end) {
   const i64 last = end * a.rows_per_task < a.rows ? end * a.rows_per_task : a.rows;
   for (i64 row = begin * a.rows_per_task; row < last; ++row) {
     const float* x = a.x + row * a.channels;
     float* y = a.to + row * a.channels;
-    by_vectors(a.channels, [&](i64 c, i64 count) {
-      const Vec v = load_part(x + c, count) + load_part(a.bias + c, count);
-      store_part(gelu(v, normal_cdf(v)), y + c, count);
+    by_vectors(a.channels, [&](i64 c, auto lanes) {
+      const Vec v = lanes.load(x + c) + lanes.load(a.bias + c);
+      lanes.store(gelu(v, normal_cdf(v)), y + c);
     });
   }
 }
@@ -79,12 +56,12 @@ void bias_gelu_backward(const BiasGeluArgs& a, i64 begin, i64 end) {
     for (i64 row = first; row < last; ++row) {
       const float *x = a.x + row * a.channels, *dy = a.dy + row * a.channels;
       float *dx = a.to + row * a.channels, *y = a.y ? a.y + row * a.channels : nullptr;
-      by_vectors(a.channels, [&](i64 c, i64 count) {
-        const Vec v = load_part(x + c, count) + load_part(a.bias + c, count);
-        const Vec cdf = normal_cdf(v), d = load_part(dy + c, count) * gelu_derivative(v, cdf);
-        store_part(d, dx + c, count);
-        if (y) store_part(gelu(v, cdf), y + c, count);
-        store_part(load_part(dbias + c, count) + d, dbias + c, count);
+      by_vectors(a.channels, [&](i64 c, auto lanes) {
+        const Vec v = lanes.load(x + c) + lanes.load(a.bias + c);
+        const Vec cdf = normal_cdf(v), d = lanes.load(dy + c) * gelu_derivative(v, cdf);
+        lanes.store(d, dx + c);
+        if (y) lanes.store(gelu(v, cdf), y + c);
+        lanes.store(lanes.load(dbias + c) + d, dbias + c);
       });
     }
   }

@@ -3,6 +3,7 @@
 #include "bias_gelu_args.h"
 #include "vec_avx2.h"
 
+#include "part_vectors.h"
 #include "bias_gelu.h"
 
 const vmamba::BiasGeluKernels& vmamba::avx2_bias_gelu() {

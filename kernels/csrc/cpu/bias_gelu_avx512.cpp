@@ -3,6 +3,7 @@
 #include "bias_gelu_args.h"
 #include "vec_avx512.h"
 
+#include "part_vectors.h"
 #include "bias_gelu.h"
 
 const vmamba::BiasGeluKernels& vmamba::avx512_bias_gelu() {

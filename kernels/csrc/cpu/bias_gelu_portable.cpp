@@ -3,6 +3,7 @@
 #include "bias_gelu_args.h"
 #include "vec_portable.h"
 
+#include "part_vectors.h"
 #include "bias_gelu.h"
 
 const vmamba::BiasGeluKernels& vmamba::portable_bias_gelu() {

@@ -27,10 +27,11 @@ BY_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mk
 
 
 def _widened(x: Tensor, weight: Tensor) -> Tensor:
-    """x [M, C] weight^T for a weight [F, C] of more rows than columns."""
+    """x [M, C] weight^T for a weight [F, C] of more rows than columns, stored by rows or by columns."""
     if not BY_ONEDNN or x.numel() == 0:
         return torch.mm(x, weight.T)
-    return torch.ops.mkldnn._linear_pointwise(x, weight.contiguous(), None, "none", [], "")
+    dense = weight if weight.T.is_contiguous() else weight.contiguous()
+    return torch.ops.mkldnn._linear_pointwise(x, dense, None, "none", [], "")
 
 
 def forward(

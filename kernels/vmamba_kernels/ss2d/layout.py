@@ -34,15 +34,12 @@ def _stored_channel_last(x: Tensor, channel_first: bool) -> bool:
     return not channel_first or (x.stride(1) == 1 and x.stride(3) != 1)
 
 
-def empty_image(like: Tensor, dtype: torch.dtype, channel_first: bool, device: str | None = None) -> Tensor:
-    """An uninitialised dense image of the shape of `like`, with the channels side by side if `like` has them so.
-
-    It is on `like`'s device unless one is named.
-    """
+def empty_image(like: Tensor, dtype: torch.dtype, channel_first: bool) -> Tensor:
+    """An uninitialised dense image of the shape of `like`, with the channels side by side if `like` has them so."""
     if not channel_first or not _stored_channel_last(like, channel_first):
-        return like.new_empty(like.shape, dtype=dtype, device=device)
+        return like.new_empty(like.shape, dtype=dtype)
     batch, channels, H, W = like.shape
-    return like.new_empty((batch, H, W, channels), dtype=dtype, device=device).permute(0, 3, 1, 2)
+    return like.new_empty((batch, H, W, channels), dtype=dtype).permute(0, 3, 1, 2)
 
 
 def positions_last(x: Tensor, channel_first: bool) -> Tensor:
@@ -50,12 +47,20 @@ def positions_last(x: Tensor, channel_first: bool) -> Tensor:
     return x.flatten(2) if channel_first else x.flatten(1, 2).transpose(1, 2)
 
 
+def _strides(like: Tensor, channel_first: bool) -> tuple[int, int, int, int]:
+    """Those of `empty_image`, in which no size but the batch's may be 0."""
+    _, C, H, W = sizes(like, channel_first)
+    if not _stored_channel_last(like, channel_first):
+        return C * H * W, H * W, W, 1
+    return (H * W * C, 1, W * C, C) if channel_first else (H * W * C, W * C, C, 1)
+
+
 def image_like(x: Tensor, like: Tensor, channel_first: bool) -> Tensor:
     """The sequence x [B, C, L] as the image that `empty_image` makes, without a copy if it lies so."""
-    _, _, H, W = sizes(like, channel_first)
-    image = x.unflatten(2, (H, W)) if channel_first else x.transpose(1, 2).unflatten(1, (H, W))
-    expected = empty_image(like, x.dtype, channel_first, device="meta")  # its strides, without its memory
-    return image if image.stride() == expected.stride() else empty_image(like, x.dtype, channel_first).copy_(image)
+    image = (x if channel_first else x.transpose(1, 2)).reshape(like.shape)
+    if image.stride() == _strides(like, channel_first):
+        return image
+    return empty_image(like, x.dtype, channel_first).copy_(image)
 
 
 def graph_states(length: int, d_state: int, device: str = "cpu") -> int:

@@ -58,7 +58,7 @@ def _sequence(x: Tensor, channel_first: bool) -> Tensor:
 
 def _rows(x_dbl: Tensor, channel_first: bool) -> Tensor:
     """x_dbl as dense [B, L, J]; float32 on the CPU."""
-    rows = positions_last(x_dbl, channel_first).transpose(1, 2)
+    rows = x_dbl.flatten(2).transpose(1, 2) if channel_first else x_dbl.flatten(1, 2)
     return (rows if rows.device.type == "cuda" else rows.to(torch.float32)).contiguous()
 
 

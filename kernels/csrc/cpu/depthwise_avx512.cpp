@@ -1,0 +1,13 @@
+#include <cstdint>
+#include <type_traits>
+
+#include "depthwise_args.h"
+#include "vec_avx512.h"
+
+#include "part_vectors.h"
+#include "depthwise.h"
+
+const vmamba::DepthwiseKernels& vmamba::avx512_depthwise() {
+  static const DepthwiseKernels kernels{depthwise_forward, depthwise_backward};
+  return kernels;
+}

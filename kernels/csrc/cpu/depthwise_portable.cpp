@@ -1,0 +1,13 @@
+#include <cstdint>
+#include <type_traits>
+
+#include "depthwise_args.h"
+#include "vec_portable.h"
+
+#include "part_vectors.h"
+#include "depthwise.h"
+
+const vmamba::DepthwiseKernels& vmamba::portable_depthwise() {
+  static const DepthwiseKernels kernels{depthwise_forward, depthwise_backward};
+  return kernels;
+}
