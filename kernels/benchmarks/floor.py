@@ -93,6 +93,8 @@ def step_of(name: str, mode: str, images: Tensor, seen: bool) -> Callable[[], ob
         if seen and isinstance(module, Mlp):
             module.act.register_forward_hook(lambda *_: None)  # a layer with a hook is called as itself
     step = inference_step(model, images) if mode == "inference" else training_step(model, images, optimizer=False)
+    if seen and mode == "inference":
+        step = torch.no_grad()(lambda: model.eval()(images))  # inference mode would show layers, not their products
     step()
     return step
 
