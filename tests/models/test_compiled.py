@@ -86,3 +86,23 @@ def test_the_operator_of_a_convolution_keeps_its_contract(channels: int) -> None
     alone = x.as_strided(x.shape, (0, *x.stride()[1:]))  # a batch of one has any stride
     for image in (x, alone):
         torch.testing.assert_close(convolution.forward(image, weight, bias, *options), wanted)
+
+
+@pytest.mark.parametrize("at_once", [1, 2**22])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 2, 1), (2, 2, 0), ((3, 5), (1, 2), (2, 0))])
+def test_a_convolution_that_learns_has_torchs_gradients(monkeypatch, at_once, kernel, stride, padding) -> None:
+    monkeypatch.setattr(convolution, "_WINDOWS", at_once)
+    torch.manual_seed(0)
+    layer = convolution.Conv2d(16, 5, kernel, stride, padding)
+    x = torch.randn(3, 16, 9, 12).to(memory_format=torch.channels_last).requires_grad_()
+    y = layer(x)
+    assert "vmamba__convolution" in y.grad_fn.next_functions[0][0].name()
+    dy = torch.randn_like(y)
+    parameters = (x, layer.weight, layer.bias)
+    double = [p.detach().double().requires_grad_() for p in parameters]
+    wanted = torch.conv2d(*double, layer.stride, layer.padding)
+    torch.testing.assert_close(y.double(), wanted, rtol=1e-5, atol=1e-5)
+    for got, exact in zip(
+        torch.autograd.grad(y, parameters, dy), torch.autograd.grad(wanted, double, dy.double()), strict=True
+    ):
+        torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=1e-5)

@@ -55,8 +55,8 @@ def _mamba_inner(args: Sequence[Any], result: Any) -> int:
     return of_layers + scan_macs(batch * length, groups * channels, states, True)
 
 
-def _depthwise_silu(args: Sequence[Any], result: Any) -> int:
-    return prod(result) * prod(args[1][1:])  # y [B, H, W, C], weight [C, 1, k, k]
+def _channel_last_convolution(args: Sequence[Any], result: Any) -> int:
+    return prod(result) * prod(args[1][1:])  # y [B, H, W, O], weight [O, C, k, k]; depthwise [O, 1, k, k]
 
 
 def _mlp(args: Sequence[Any], result: Any) -> int:
@@ -77,7 +77,8 @@ OURS: dict[str, OperatorRule] = {
     "vmamba::cross_scan": _nothing,
     "vmamba::cross_merge": _nothing,
     "vmamba::mamba_inner": _mamba_inner,
-    "vmamba::depthwise_silu": _depthwise_silu,
+    "vmamba::depthwise_silu": _channel_last_convolution,
+    "vmamba::_convolution": _channel_last_convolution,
     "vmamba::mlp": _mlp,
 }
 
