@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from .tokens import token_axes
@@ -29,8 +29,17 @@ def pool_tokens(
     if reduce not in ("mean", "max"):
         raise ValueError(f"reduce: expected 'mean' or 'max', got {reduce!r}")
     tokens = token_axes(u.shape[-1], None, grid, pooled_axes)
-    seen = u.unflatten(-1, tokens)
-    steps = seen.mean((-3, -1)) if reduce == "mean" else torch.amax(seen, (-3, -1))
+    if u.dim() > 1 and u.stride(-2) == 1:  # channels lie side by side, and are summed so if the result's do as well
+        return _pooled(u.transpose(-1, -2), -2, tokens, reduce, scale).transpose(-1, -2)
+    return _pooled(u, -1, tokens, reduce, scale)
+
+
+def _pooled(u: Tensor, axis: int, tokens: tuple[Any, ...], reduce: str, scale: float) -> Tensor:
+    """`u` with its tokens at `axis`, -1 or -2, pooled over the second and fourth of `tokens`."""
+    seen, pooled = u.unflatten(axis, tokens), (axis - 2, axis)
+    steps = seen.mean(pooled) if reduce == "mean" else seen.amax(pooled)
     steps = steps if scale == 1.0 else steps * scale
     # to flatten an axis of 1 with one of unknown size, torch.export would ask whether that is 1 too
-    return steps.squeeze(-2) if isinstance(tokens[0], int) and tokens[0] == 1 else steps.flatten(-2)
+    if isinstance(tokens[0], int) and tokens[0] == 1:
+        return steps.squeeze(axis - 1)
+    return steps.flatten(axis - 1, axis)
