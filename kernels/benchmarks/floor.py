@@ -21,7 +21,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vmamba.host_memory import keep_freed_memory
+from vmamba.models.convolution import Conv2d
 from vmamba.models.layers import Mlp
+from vmamba.models.vim_mixer import VimMixer
 from vmamba.steps import by_turns, inference_step, training_step
 
 NETWORKS = ("vmamba_tiny_s1l8", "swin_tiny_patch4_window7_224")
@@ -87,11 +89,13 @@ def alone(calls: Counter[Call], clock: Clock) -> tuple[float, float]:
 
 
 def step_of(name: str, mode: str, images: Tensor, seen: bool) -> Callable[[], object]:
-    """A warm step of a network; if `seen`, the products of its MLPs are made by ops of their own."""
+    """A warm step of a network; if `seen`, the products inside its fused layers are made by ops of their own."""
     model = build(name, images.device)
-    for module in model.modules():
-        if seen and isinstance(module, Mlp):
-            module.act.register_forward_hook(lambda *_: None)  # a layer with a hook is called as itself
+    for module in model.modules() if seen else ():
+        if isinstance(module, Mlp | VimMixer):  # a layer with a hook is called as itself
+            (module.act if isinstance(module, Mlp) else module.layernorm).register_forward_hook(lambda *_: None)
+        if isinstance(module, Conv2d):
+            module._by_name = lambda *_: False  # type: ignore[method-assign]
     step = inference_step(model, images) if mode == "inference" else training_step(model, images, optimizer=False)
     if seen and mode == "inference":
         step = torch.no_grad()(lambda: model.eval()(images))  # inference mode would show layers, not their products

@@ -88,14 +88,14 @@ def test_the_operator_of_a_convolution_keeps_its_contract(channels: int) -> None
         torch.testing.assert_close(convolution.forward(image, weight, bias, *options), wanted)
 
 
-@pytest.mark.parametrize("at_once", [1, 2**22])
+@pytest.mark.parametrize("images", [1, 3])  # at once, of three
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 2, 1), (2, 2, 0), ((3, 5), (1, 2), (2, 0))])
-def test_a_convolution_that_learns_has_torchs_gradients(monkeypatch, at_once, kernel, stride, padding) -> None:
-    monkeypatch.setattr(convolution, "_WINDOWS", at_once)
+def test_a_convolution_that_learns_has_torchs_gradients(monkeypatch, images, kernel, stride, padding) -> None:
     torch.manual_seed(0)
     layer = convolution.Conv2d(16, 5, kernel, stride, padding)
     x = torch.randn(3, 16, 9, 12).to(memory_format=torch.channels_last).requires_grad_()
     y = layer(x)
+    monkeypatch.setattr(convolution, "_WINDOWS", images * y[0, 0].numel() * layer.weight[0].numel())
     assert "vmamba__convolution" in y.grad_fn.next_functions[0][0].name()
     dy = torch.randn_like(y)
     parameters = (x, layer.weight, layer.bias)
@@ -106,3 +106,12 @@ def test_a_convolution_that_learns_has_torchs_gradients(monkeypatch, at_once, ke
         torch.autograd.grad(y, parameters, dy), torch.autograd.grad(wanted, double, dy.double()), strict=True
     ):
         torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=1e-5)
+    options = (layer.stride, layer.padding, layer.dilation, 1)
+    last = [t.detach().permute(0, 2, 3, 1).contiguous() for t in (dy, x)]
+    torch.library.opcheck(
+        convolution.backward,
+        (*last, layer.weight.detach(), *options, True),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+    _, moved = torch.func.jvp(layer, (x.detach(),), (x.detach(),))  # plain operators, which have a forward derivative
+    torch.testing.assert_close(moved, torch.conv2d(x, layer.weight, None, layer.stride, layer.padding))

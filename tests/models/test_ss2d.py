@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vmamba.errors import UserError
 from vmamba.models import SS2D, VSSM, ForwardType
 from vmamba_kernels import list_scan_orders, register_scan_order, scan_order
+from vmamba_kernels.depthwise_silu import fuses
 
 FORWARD_TYPES = [
     *("v0", "v05", "v05_noz", "v05_nozact", "v05_oact", "v051d_noz", "v052d", "v052d3_noz", "v03_noz"),
@@ -230,11 +231,18 @@ def test_the_convolution_and_its_activation_are_the_plain_layers_whatever_runs_t
     torch.manual_seed(0)
     m, x = SS2D(12, d_state=1, conv_bias=conv_bias), torch.randn(2, 5, 7, 24)
     convolved = m.act(m._convolved(x))
+    assert m._fuses_convolution(x) == fuses(torch.float32, 3, "cpu")
     torch.testing.assert_close(m._activated(x), convolved)
     grads = [torch.autograd.grad(y.square().sum(), list(m.conv2d.parameters())) for y in (m._activated(x), convolved)]
     torch.testing.assert_close(*grads)
+    m.act.forward = lambda given: given  # as tools that wrap layers do
+    assert not m._fuses_convolution(x) and torch.equal(m._activated(x), m._convolved(x))
+    del m.act.forward
     seen: list[str] = []
+    with nn.modules.module.register_module_forward_hook(lambda *_: seen.append("global")):
+        assert not m._fuses_convolution(x)
     m.conv2d.register_forward_hook(lambda *_: seen.append("conv2d"))
     assert torch.equal(m._activated(x), convolved) and seen == ["conv2d"]
+    assert not m._fuses_convolution(x)
     strided = SS2D(12, d_state=1, d_conv=4)
     torch.testing.assert_close(strided._activated(x), strided.act(strided._convolved(x)))

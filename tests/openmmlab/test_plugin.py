@@ -235,6 +235,7 @@ def test_a_compiled_mmcv_is_left_alone(monkeypatch):
 
 
 def test_the_files_of_a_fork_are_found(monkeypatch):
+    monkeypatch.setattr(forks, "find_spec", lambda name: object())
     monkeypatch.setattr(forks, "MODULE2PACKAGE", {"mmseg": "installed-by-another-name"})
     forks.find_forks()
     assert forks.MODULE2PACKAGE == {"mmseg": "mmseg"}

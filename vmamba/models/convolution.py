@@ -23,7 +23,7 @@ from vmamba_kernels.registration import define, differentiate, one_by_one, vecto
 
 _OPTIONS = "int[] stride, int[] padding, int[] dilation, int groups"
 _FEW = 16  # input channels below which gathering the windows costs more than the product with them gains
-_WINDOWS = 2**22  # numbers in the windows that are gathered at once
+_WINDOWS = 2**24  # numbers in the windows that are gathered at once, at most
 
 
 @constant_in_graphs
@@ -54,7 +54,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> T
 def _small(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> bool:
     """Whether a map is so small that turning over the weight, as a convolution does first, is most of its work."""
     sides = [(x.shape[1 + i] + 2 * padding[i] - weight.shape[2 + i]) // stride[i] + 1 for i in (0, 1)]
-    return 4 * x.shape[0] * sides[0] * sides[1] < weight.shape[0]
+    return min(sides) > 0 and 4 * x.shape[0] * sides[0] * sides[1] < weight.shape[0]
 
 
 def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
@@ -65,6 +65,7 @@ def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any)
 def _backward(dy: Tensor, x: Tensor, weight: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
     stride, padding, dilation, groups, wants_dx = options
     ours = weight.dtype is torch.float32 and groups == 1 and max(dilation) == 1 and weight.shape[1] >= _FEW
+    ours = ours and dy.shape[1] * dy.shape[2] * weight[0].numel() <= _WINDOWS
     dx, dweight, dbias = torch.ops.aten.convolution_backward(
         _channel_first(dy),
         _channel_first(x),
@@ -88,7 +89,7 @@ def _weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, stride: list[int], p
     features, channels, rows, columns = weight.shape
     taps = rows * columns * channels
     total = weight.new_zeros(features, taps)
-    images = max(1, _WINDOWS // max(1, dy.shape[1] * dy.shape[2] * taps))
+    images = _WINDOWS // max(1, dy.shape[1] * dy.shape[2] * taps)
     for part, gradient in zip(x.split(images), dy.split(images)):
         padded = F.pad(part, (0, 0, padding[1], padding[1], padding[0], padding[0]))
         windows = padded.unfold(1, rows, stride[0]).unfold(2, columns, stride[1])  # [B, h, w, C, rows, columns]
@@ -134,14 +135,14 @@ class Conv2d(nn.Conv2d):
     """torch.nn.Conv2d on [B, C, H, W]; on a CPU, in a compiled graph and for gradients, one operator of its own."""
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not self._by_name(x, weight):
+        if not self._by_name(x, weight, bias):
             return super()._conv_forward(x, weight, bias)
         y = forward(
             x.permute(0, 2, 3, 1), weight, bias, self.stride, self.padding, self.dilation, self.groups
         )  # [B, h, w, O]
         return y.permute(0, 3, 1, 2)
 
-    def _by_name(self, x: Tensor, weight: Tensor) -> bool:
+    def _by_name(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         return (
             (torch.compiler.is_compiling() or self._learns(x, weight))
             and not exporting()
@@ -149,6 +150,7 @@ class Conv2d(nn.Conv2d):
             and x.device.type == "cpu"
             and x.dim() == 4
             and x.dtype is weight.dtype
+            and (bias is None or x.dtype is bias.dtype)
             and not torch.is_autocast_enabled("cpu")
             and self.padding_mode == "zeros"
             and not isinstance(self.padding, str)
@@ -158,6 +160,8 @@ class Conv2d(nn.Conv2d):
         """Whether the operator's own gradient of the weight will be asked for: of plain tensors, outside a graph."""
         return (
             torch.is_grad_enabled()
+            and torch._C._functorch.peek_interpreter_stack()
+            is None  # a transform of torch.func differentiates plain ops
             and weight.requires_grad
             and type(x) is Tensor
             and type(weight) in (nn.Parameter, Tensor)

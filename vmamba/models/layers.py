@@ -79,13 +79,14 @@ class LayerNorm2d(LayerNorm):
 NORMS: dict[str, type[nn.Module]] = {"ln": LayerNorm, "ln2d": LayerNorm2d, "bn": nn.BatchNorm2d}
 
 
-def _hooked(module: nn.Module) -> bool:
+def _changed(module: nn.Module) -> bool:
+    """Whether calling a layer does more, or something else, than its class says: hooks, or a forward of its own."""
     forward = module._forward_hooks or module._forward_pre_hooks
-    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
+    return bool(forward or module._backward_hooks or module._backward_pre_hooks) or "forward" in module.__dict__
 
 
 def plainly_used(x: Tensor, layers: Sequence[nn.Module], weights: Sequence[Tensor]) -> bool:
-    """Whether an operator of x's device may stand for layers of these weights: unhooked, of x's type, not exported.
+    """Whether an operator of x's device may stand for layers of these weights: unchanged, of x's type, not exported.
 
     Fake tensors take it where gradients are wanted, so that what it remembers is counted; without them its scratch,
     which no count sees, is most of its memory.
@@ -93,7 +94,8 @@ def plainly_used(x: Tensor, layers: Sequence[nn.Module], weights: Sequence[Tenso
     return (
         (type(x) is Tensor or (type(x) is FakeTensor and torch.is_grad_enabled()))
         and all(type(weight) in (nn.Parameter, Tensor, FakeTensor) and x.dtype is weight.dtype for weight in weights)
-        and not any(_hooked(layer) for layer in layers)
+        and not any(_changed(layer) for layer in layers)
+        and not nn.modules.module._has_any_global_hook()
         and not exporting()
         and not torch.jit.is_tracing()
         and not torch.is_autocast_enabled(x.device.type)

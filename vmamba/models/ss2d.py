@@ -150,7 +150,7 @@ class SS2D(nn.Module):
             options == ((kernel, kernel), (1, 1), (kernel // 2, kernel // 2), (1, 1), conv.in_channels, "zeros")
             and conv.out_channels == conv.in_channels
             and fuses_convolution(x.dtype, kernel, x.device.type)
-            and plainly_used(x, (conv, act), (conv.weight,))
+            and plainly_used(x, (conv, act), [p for p in (conv.weight, conv.bias) if p is not None])
         )
 
     def _make_out_norm(self, **dd: Any) -> nn.Module:

@@ -55,6 +55,6 @@ def _dataset_meta(cfg: Config, payload: dict[str, Any]) -> dict[str, Any]:
             own = dict(DATASETS.build({**cfg.test_dataloader.dataset, "lazy_init": True}).metainfo)
     if isinstance(stored, dict):
         own.update({key.lower(): value for key, value in stored.items() if value is not None})
-    if isinstance(own.get("palette"), list | tuple):  # published files have lists, with which mmdet cannot draw
+    if isinstance(own.get("palette"), list):  # published files have lists of lists, with which mmdet cannot draw
         own["palette"] = [tuple(colour) for colour in own["palette"]]
     return own
