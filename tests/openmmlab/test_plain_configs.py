@@ -197,8 +197,10 @@ def test_published_values_of_detectors(row):
     resize, crop, _, flip, pad = dataset.pipeline[2:-1]
     assert tuple(resize.scale) == tuple(crop.crop_size) == tuple(pad.size) == (1024, 1024) and flip.prob == 0.5
     assert tuple(resize.ratio_range) == (0.1, 2.0) and pad.pad_val.img == (114, 114, 114)
-    resize, pad = cfg.test_dataloader.dataset.pipeline[1:3]
-    assert tuple(resize.scale) == tuple(pad.size) == (1024, 1024) and resize.keep_ratio
+    tested = cfg.test_dataloader.dataset.pipeline
+    assert tuple(tested[1].scale) == (1024, 1024) and tested[1].keep_ratio
+    # padded by the model: boxes are kept inside what the pipeline gives
+    assert "Pad" not in [step.type for step in tested] and cfg.model.data_preprocessor.pad_size_divisor == 1024
 
 
 @pytest.mark.parametrize("row", ROWS)

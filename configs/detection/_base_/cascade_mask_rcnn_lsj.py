@@ -6,6 +6,9 @@ image_size = (1024, 1024)
 norm_cfg = dict(type="LN2d")
 convolutional = dict(type="Shared4Conv1FCBBoxHead", conv_out_channels=256, norm_cfg=norm_cfg, reg_class_agnostic=False)
 model = dict(
+    # Images to test are padded here and not in their pipeline, after which boxes might lie in the padding: outside the
+    # image, where a CPU cannot paste masks.
+    data_preprocessor=dict(pad_size_divisor=image_size[0]),
     backbone=dict(_delete_=True, img_size=1024),
     neck=dict(_delete_=True, type="SimpleFPN", out_channels=256, num_outs=5, norm_cfg=norm_cfg),
     rpn_head=dict(num_convs=2),
@@ -20,7 +23,6 @@ train_pipeline = [*_base_.train_pipeline[:-1], pad, _base_.train_pipeline[-1]]
 test_pipeline = [
     _base_.test_pipeline[0],
     dict(type="Resize", scale=image_size, keep_ratio=True),
-    pad,
     *_base_.test_pipeline[2:],
 ]
 train_dataloader = dict(
