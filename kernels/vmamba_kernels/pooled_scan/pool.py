@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .tokens import token_axes
@@ -29,7 +30,8 @@ def pool_tokens(
     if reduce not in ("mean", "max"):
         raise ValueError(f"reduce: expected 'mean' or 'max', got {reduce!r}")
     tokens = token_axes(u.shape[-1], None, grid, pooled_axes)
-    if u.dim() > 1 and u.stride(-2) == 1:  # channels lie side by side, and are summed so if the result's do as well
+    # Channels that lie side by side are summed so if the result's do as well; of unknown sizes a graph cannot tell.
+    if u.dim() > 1 and not torch.compiler.is_compiling() and u.stride(-2) == 1:
         return _pooled(u.transpose(-1, -2), -2, tokens, reduce, scale).transpose(-1, -2)
     return _pooled(u, -1, tokens, reduce, scale)
 
