@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -110,15 +111,16 @@ def of_ssd(
     bias: Any,
     initial: Any,
     softplus: bool,
-    low: float,
-    high: float,
+    low: float | None,
+    high: float | None,
     *_: Any,
 ) -> Operands:
     """Return the operands of `vmamba_kernels.ssd`, whose heads are decays of P channels; no initial states."""
     if initial is not None:
         raise ValueError("initial_states: a scan that goes on from another has no matrix of its own")
     groups = B.shape[2]
-    delta = _step_sizes(dt.transpose(1, 2), bias, softplus).clamp(low, high)  # [B, H, L]
+    delta = _step_sizes(dt.transpose(1, 2), bias, softplus)  # [B, H, L]
+    delta = delta.clamp(-math.inf if low is None else low, math.inf if high is None else high)
     return Operands(
         x.double().permute(0, 2, 3, 1).unflatten(1, (groups, -1)),
         delta.unflatten(1, (groups, -1)),

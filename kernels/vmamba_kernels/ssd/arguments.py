@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -94,14 +95,15 @@ def check(tensors: dict[str, Any]) -> None:
             raise ValueError(f"{name}: {_shape(tensor)} is on {tensor.device} and x {_shape(x)} on {x.device}")
 
 
-def limits(dt_limit: Any) -> tuple[float, float]:
-    """The bounds of the step size as two floats."""
+def limits(dt_limit: Any) -> tuple[float | None, float | None]:
+    """The bounds of the step size as two floats, None for one that is infinite."""
     if not isinstance(dt_limit, (tuple, list)) or len(dt_limit) != 2:
         raise ValueError(f"dt_limit: expected two numbers (low, high), got {dt_limit!r}")
     low, high = dt_limit
     if not low <= high:
         raise ValueError(f"dt_limit: expected low <= high, got {dt_limit!r}")
-    return float(low), float(high)
+    lowest, highest = float(low), float(high)
+    return None if lowest == -math.inf else lowest, None if highest == math.inf else highest
 
 
 def chunk_length(chunk_size: Any) -> int:

@@ -5,6 +5,7 @@ An op names its backend, "" meaning the one that serves the tensors; nothing but
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -20,7 +21,7 @@ from .arguments import Gradients, Inputs
 
 _INPUTS = (
     "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? dt_bias, Tensor? initial_states, "
-    "bool dt_softplus, float dt_min, float dt_max"
+    "bool dt_softplus, float? dt_min, float? dt_max"
 )
 _EIGHT = ", ".join(["Tensor"] * 8)
 # The axis of the heads, or of the groups, which a mapped dimension joins: more groups of heads of the same scan.
@@ -38,15 +39,21 @@ def _implementation(x: Tensor, backend: str, direction: str) -> Callable[..., An
     return getattr(module, direction)
 
 
+def _inputs(*given: Any) -> Inputs:
+    """The inputs with infinity where a step size has no bound: packaged programs know no infinite argument."""
+    *others, low, high = given
+    return Inputs(*others, -math.inf if low is None else low, math.inf if high is None else high)
+
+
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     *given, out_dtype, chunk, backend = arguments
-    inputs = Inputs(*given)
+    inputs = _inputs(*given)
     return _implementation(inputs.x, backend, "forward")(inputs, out_dtype, chunk)
 
 
 def _backward(dy: Tensor, dlast: Tensor | None, *arguments: Any) -> Gradients:
     *given, chunk, backend = arguments
-    inputs = Inputs(*given)
+    inputs = _inputs(*given)
     return _implementation(inputs.x, backend, "backward")(dy, dlast, inputs, chunk)
 
 
