@@ -25,7 +25,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float | None = None, *, backend: st
 
     Args:
         x: [..., D], any floating type and strides. weight: [D], of the same type.
-        eps: None is the distance from 1 to the next number of x's type, as of torch.nn.functional.rms_norm.
+        eps: None is the distance from 1 to the next number of the arithmetic's type, as torch.nn.functional.rms_norm
+            has it.
         backend: None chooses by device and type; "cpu" (float32) or "reference" insist.
 
     Differentiable once in both tensors; only they are saved for the backward. Arithmetic is float32, or float64 for
@@ -41,7 +42,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float | None = None, *, backend: st
         backend = require("rms_norm", backend, x.device.type).name
         if backend != "reference" and x.dtype is not torch.float32:
             raise ValueError(f"x: {x.dtype} {tuple(x.shape)} runs on backend 'reference' only, not on {backend!r}")
-    return forward(x, weight, torch.finfo(x.dtype).eps if eps is None else eps, backend or "")
+    if eps is None:
+        eps = torch.finfo(torch.float64 if x.dtype is torch.float64 else torch.float32).eps
+    return forward(x, weight, eps, backend or "")
 
 
 @constant_in_graphs
