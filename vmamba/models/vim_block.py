@@ -34,9 +34,9 @@ class RMSNorm(nn.RMSNorm):
         """Whether the operator may stand for PyTorch's, which graphs fuse and all transforms differentiate."""
         return (
             not torch.compiler.is_compiling()
-            and x.shape[-1:] == self.normalized_shape
             and fuses(x.dtype, x.device.type)
             and plainly_used(x, (), (self.weight,))
+            and x.shape[-1:] == self.normalized_shape
             and torch._C._functorch.peek_interpreter_stack() is None
             and forward_ad._current_level < 0
         )
