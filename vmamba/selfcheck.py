@@ -149,7 +149,8 @@ def _mlp(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
 
 
 def _rms_norm(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
-    return rms_norm(*tensors.values(), backend=backend)
+    x, weight = tensors.values()
+    return rms_norm(x, weight, backend=backend)
 
 
 def _ssd(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
