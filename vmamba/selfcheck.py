@@ -15,6 +15,7 @@ from vmamba_kernels import (
     mamba_inner,
     mlp,
     pooled_scan,
+    rms_norm,
     scan_order,
     selective_scan,
     ssd,
@@ -147,6 +148,11 @@ def _mlp(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
     return mlp(*tensors.values(), backend=backend)
 
 
+def _rms_norm(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
+    x, weight = tensors.values()
+    return rms_norm(x, weight, backend=backend)
+
+
 def _ssd(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
     out = ssd(*tensors.values(), backend=backend)
     assert isinstance(out, Tensor)
@@ -168,6 +174,7 @@ CASES: dict[str, tuple[Callable[[], dict[str, Tensor]], Case]] = {
     "ss2d": (_ss2d_tensors, _ss2d),
     "mamba_inner": (_inner_tensors, _inner),
     "mlp": (_mlp_tensors, _mlp),
+    "rms_norm": (lambda: {"x": torch.randn(7, 37), "weight": torch.randn(37)}, _rms_norm),
     "ssd": (_ssd_tensors, _ssd),
     "pooled_scan": (_pooled_tensors, _pooled),
 }

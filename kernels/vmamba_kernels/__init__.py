@@ -17,6 +17,7 @@ from .depthwise_silu import depthwise_silu
 from .mamba_inner import mamba_inner
 from .mlp import mlp
 from .pooled_scan import pool_tokens, pooled_scan
+from .rms_norm import rms_norm
 from .selective_scan import selective_scan, selective_scan_fn
 from .ss2d import ss2d
 from .ssd import selective_scan_chunk_fn, ssd
@@ -34,6 +35,7 @@ __all__ = [
     "pool_tokens",
     "pooled_scan",
     "register_scan_order",
+    "rms_norm",
     "scan_order",
     "selective_scan",
     "selective_scan_chunk_fn",

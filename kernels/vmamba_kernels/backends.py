@@ -36,6 +36,7 @@ OPERATORS = (
     "mamba_inner",
     "mlp",
     "pooled_scan",
+    "rms_norm",
     "selective_scan",
     "ss2d",
     "ssd",

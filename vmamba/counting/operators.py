@@ -63,6 +63,10 @@ def _mlp(args: Sequence[Any], result: Any) -> int:
     return prod(args[0]) * args[1][0] + prod(result) * args[3][1]  # x [.., C], weight1 [F, C], weight2 [O, F]
 
 
+def _rms_norm(args: Sequence[Any], result: Any) -> int:
+    return 4 * prod(result)
+
+
 def _nothing(args: Sequence[Any], result: Any) -> int:
     return 0
 
@@ -80,6 +84,7 @@ OURS: dict[str, OperatorRule] = {
     "vmamba::depthwise_silu": _channel_last_convolution,
     "vmamba::_convolution": _channel_last_convolution,
     "vmamba::mlp": _mlp,
+    "vmamba::rms_norm": _rms_norm,
 }
 
 

@@ -14,15 +14,9 @@ constexpr i64 kNumbers = 1 << 15;
 
 constexpr const char* kOperator = "bias_gelu on cpu";
 
-Sizes shape_of(const Tensor& t) {
-  Sizes sizes(t.dim());
-  for (i64 i = 0; i < t.dim(); ++i) sizes[i] = t.size(i);
-  return sizes;
-}
-
 // The numbers of a tensor of the shape of `x`.
 float* numbers(const Tensor& t, const Tensor& x, const char* name) {
-  return dense_floats(t, shape_of(x), kOperator, name);
+  return dense_floats(t, sizes_of(x), kOperator, name);
 }
 
 BiasGeluArgs arguments(const Tensor& x, const Tensor& bias) {

@@ -10,4 +10,10 @@ inline Sequence sequence(const Tensor& t, const char* op, const char* name) {
   return {t.data_ptr(), type_of(t, op, name), t.stride(0), t.stride(1), t.stride(2)};
 }
 
+inline Sizes sizes_of(const Tensor& t) {
+  Sizes sizes(t.dim());
+  for (i64 i = 0; i < t.dim(); ++i) sizes[i] = t.size(i);
+  return sizes;
+}
+
 }  // namespace vmamba
