@@ -12,7 +12,7 @@ from functorch.compile import make_boxed_func
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 
-from vmamba.models import VSSM
+from vmamba.models import VSSM, FastVim
 from vmamba.models.convolution import Conv2d
 from vmamba_kernels.depthwise_silu import fuses as fuses_convolution
 from vmamba_kernels.mlp import fuses as fuses_mlp
@@ -106,3 +106,16 @@ def test_a_graph_of_frozen_convolutions_takes_no_gradient_of_their_weights() -> 
     (exact,) = torch.autograd.grad(layers(x).square().sum(), x)
     torch.testing.assert_close(dx, exact, rtol=1e-4, atol=1e-4)
     assert wanted == [[True, False, False]] * 2
+
+
+def test_a_graph_of_training_runs_each_pooled_scan_once() -> None:
+    torch.manual_seed(0)
+    model = FastVim(img_size=32, patch_size=8, depth=2, embed_dim=16, d_state=4, num_classes=3)
+    compiled, graphs = recorded(model)
+    x = torch.randn(2, 3, 32, 32)
+    for function in (model, compiled):
+        model.zero_grad()
+        function(x).square().sum().backward()
+    forward, backward = graphs
+    assert forward["vmamba.pooled_scan.default"] == backward["vmamba.pooled_scan_backward.default"] == 2
+    assert backward["vmamba.pooled_scan.default"] == 0
