@@ -21,7 +21,6 @@ from peers import Function, mambapy
 from selective_scan import ours as our_scan
 from shapes import NETWORKS, tokens
 from torch import Tensor
-from torch.func import functional_call
 
 from vmamba.host_memory import keep_freed_memory
 from vmamba.models.vim_block import Block, RMSNorm
@@ -41,9 +40,19 @@ def block_of(case: Case, device: torch.device) -> Block:
 
 
 def ours(block: Block) -> Function:
-    """The block as a function of tokens [B, L, D] and of its parameters in their order."""
-    names = [name for name, _ in block.named_parameters()]
-    return lambda x, *weights: functional_call(block, dict(zip(names, weights)), (x, None))
+    """The block as a function of tokens [B, L, D] and of its parameters in their order.
+
+    They are put in their places without `functional_call`, whose search of all modules no training step makes.
+    """
+    owned = [module._parameters for module in block.modules()]
+    places = [(own, name) for own in owned for name, weight in own.items() if weight is not None]
+
+    def computed(tokens: Tensor, *weights: Tensor) -> Tensor:
+        for (parameters, name), weight in zip(places, weights, strict=True):
+            parameters[name] = weight  # type: ignore[assignment]
+        return block(tokens, None)
+
+    return computed
 
 
 def plain(block: Block, scan: Function) -> Function:

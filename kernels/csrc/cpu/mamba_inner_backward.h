@@ -30,13 +30,15 @@ class InnerBackward {
         blocks_((s_.blocks() + s_.block_groups - 1) / s_.block_groups),
         padded_rank_(padded(s_.rank)),
         kept_(DirectionWeights::floats(s_) + (s_.states + padded_rank_) * s_.block + s_.weights() * s_.block),
-        scratch_(blocks_ * kept_ + 3 * s_.chunk * s_.block + 5 * s_.chunk * Vec::W + 2 * s_.chunk * kStates * Vec::W +
-                 2 * s_.chunk * s_.states * Vec::W + 2 * s_.chunk * padded_rank_ + 16 * 16),
+        scratch_(blocks_ * kept_ + 3 * s_.chunk * s_.block + 5 * s_.chunk * Vec::W +
+                 (2 * s_.chunk + 1) * kStates * Vec::W + 2 * s_.chunk * s_.states * Vec::W +
+                 2 * s_.chunk * padded_rank_ + 16 * 16),
         strands_(scratch_.take(blocks_ * kept_)) {
     for (float** tile : {&delta_, &dt_, &slope_}) *tile = scratch_.take(s_.chunk * s_.block);
     for (float** column : {&dt_column_, &dtu_column_, &dy_column_, &through_B_, &through_A_})
       *column = scratch_.take(s_.chunk * Vec::W);
-    for (float** tape : {&decay_, &before_}) *tape = scratch_.take(s_.chunk * kStates * Vec::W);
+    decay_ = scratch_.take(s_.chunk * kStates * Vec::W);
+    before_ = scratch_.take((s_.chunk + 1) * kStates * Vec::W);
     for (float** sum : {&dB_, &dC_}) *sum = scratch_.take(s_.chunk * s_.states * Vec::W);
     for (float** rank : {&drank_, &drank_block_}) *rank = scratch_.take(s_.chunk * padded_rank_);
   }

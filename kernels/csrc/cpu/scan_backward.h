@@ -108,9 +108,10 @@ struct OneState {
   float *dB, *dC;  // [time] vectors
 };
 
-// One state, M neighbouring vectors of channels, from the right: all gradients.
+// One state, M neighbouring vectors of channels, from the right: all gradients. `s` is a copy, which no store through a
+// pointer can change.
 template <int M, bool Softplus>
-void backward_one_state(const OneState& s, i64 c, i64 width, const Rows u, const Rows dy, const Rows du,
+void backward_one_state(const OneState s, i64 c, i64 width, const Rows u, const Rows dy, const Rows du,
                         const Rows ddelta, i64 rows) {
   constexpr int W = Vec::W;
   Vec g[M], dA[M], dD[M], dbias[M];
