@@ -122,7 +122,8 @@ def _dense_tensors() -> dict[str, Tensor]:
 
 
 def _dense(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
-    return conv2d(*tensors.values(), stride=2, padding=1, backend=backend)
+    x, weight, bias = tensors.values()
+    return conv2d(x, weight, bias, stride=2, padding=1, backend=backend)
 
 
 def _ss2d(tensors: dict[str, Tensor], backend: str | None) -> Tensor:

@@ -42,7 +42,7 @@ def _implementation(x: Tensor, backend: str, direction: str) -> Callable[..., An
 def _inputs(*given: Any) -> Inputs:
     """The inputs with infinity where a step size has no bound: packaged programs know no infinite argument."""
     *others, low, high = given
-    return Inputs(*others, -math.inf if low is None else low, math.inf if high is None else high)
+    return Inputs._make([*others, -math.inf if low is None else low, math.inf if high is None else high])
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
