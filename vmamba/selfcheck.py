@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vmamba_kernels import (
     causal_conv1d,
+    conv2d,
     cross_merge,
     cross_scan,
     depthwise_silu,
@@ -116,6 +117,16 @@ def _depthwise(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
     return depthwise_silu(*tensors.values(), backend=backend)
 
 
+def _dense_tensors() -> dict[str, Tensor]:
+    """x, weight, bias of an odd size: 2 images of 5 x 7, 18 channels to 3, a kernel of 3 x 2."""
+    return {"x": torch.randn(2, 5, 7, 18), "weight": torch.randn(3, 18, 3, 2), "bias": torch.randn(3)}
+
+
+def _dense(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
+    x, weight, bias = tensors.values()
+    return conv2d(x, weight, bias, stride=2, padding=1, backend=backend)
+
+
 def _ss2d(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
     return ss2d(*tensors.values(), backend=backend)
 
@@ -168,6 +179,7 @@ def _pooled(tensors: dict[str, Tensor], backend: str | None) -> Tensor:
 
 CASES: dict[str, tuple[Callable[[], dict[str, Tensor]], Case]] = {
     "causal_conv1d": (_conv_tensors, _conv),
+    "conv2d": (_dense_tensors, _dense),
     "depthwise_silu": (_depthwise_tensors, _depthwise),
     "selective_scan": (_scan_tensors, _scan),
     "cross_scan": (lambda: {"x": torch.randn(2, 3, 5, 7)}, _round_trip),

@@ -4,6 +4,7 @@ The functions are bound here at once, because each has the name of its own folde
 """
 
 from .causal_conv1d import causal_conv1d
+from .conv2d import conv2d
 from .cross_scan import (
     cross_merge,
     cross_merge_fn,
@@ -24,6 +25,7 @@ from .ssd import selective_scan_chunk_fn, ssd
 
 __all__ = [
     "causal_conv1d",
+    "conv2d",
     "cross_merge",
     "cross_merge_fn",
     "cross_scan",

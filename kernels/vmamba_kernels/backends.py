@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TypeVar
 
+import torch
+
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
 
@@ -31,6 +33,7 @@ class Backend:
 # The folders of the operators; importing one registers its backends.
 OPERATORS = (
     "causal_conv1d",
+    "conv2d",
     "cross_scan",
     "depthwise_silu",
     "mamba_inner",
@@ -74,6 +77,12 @@ def constant_in_graphs(function: _Function) -> _Function:
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+@constant_in_graphs
+def exporting() -> bool:
+    """Whether torch.export traces. Asked directly, the answer in a graph of torch.compile would always be yes."""
+    return torch.compiler.is_exporting()
 
 
 def choose(operator: str, device: str) -> tuple[Backend, list[tuple[str, str]]]:

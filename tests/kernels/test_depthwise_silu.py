@@ -11,6 +11,8 @@ from vmamba_kernels import native
 from vmamba_kernels.depthwise_silu import compiled, depthwise_silu
 from vmamba_kernels.depthwise_silu.op import backward, forward
 
+from .gradients import assert_exact, results
+
 CPU_MISSING = compiled.missing("cpu")
 CPU = pytest.param("cpu", marks=pytest.mark.skipif(bool(CPU_MISSING), reason=f"depthwise_silu: {CPU_MISSING}"))
 BACKENDS = [CPU, "reference"]
@@ -31,17 +33,8 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.silu(F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=padding, groups=channels)).permute(0, 2, 3, 1)
 
 
-def results(function, tensors: list[Tensor], dy: Tensor) -> list[Tensor]:
-    leaves = [t.detach().clone().requires_grad_() for t in tensors]
-    y = function(*leaves)
-    return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
-
-
 def check(ours: list[Tensor], tensors: list[Tensor], dy: Tensor) -> None:
-    wanted = results(plain, [t.double() for t in tensors], dy.double())
-    for name, got, exact in zip(NAMES, ours, wanted, strict=False):
-        assert got.shape == exact.shape and got.isfinite().all(), name
-        assert (got.double() - exact).norm() <= 2e-6 * exact.norm(), name
+    assert_exact(ours, results(plain, [t.double() for t in tensors], dy.double()), NAMES, 2e-6)
 
 
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])

@@ -12,6 +12,8 @@ from vmamba_kernels import causal_conv1d, mamba_inner, native, selective_scan
 from vmamba_kernels.mamba_inner import compiled
 from vmamba_kernels.mamba_inner.op import backward, forward
 
+from .gradients import assert_exact, results
+
 CPU_MISSING = compiled.missing("cpu")
 CPU = pytest.param("cpu", marks=pytest.mark.skipif(bool(CPU_MISSING), reason=f"mamba_inner on cpu: {CPU_MISSING}"))
 BACKENDS = [CPU, "reference"]
@@ -52,21 +54,13 @@ def plain(xz: Tensor, *weights: Tensor, reverse: tuple[bool, ...], scale: float 
     return scale * total * torch.nn.functional.silu(z)
 
 
-def results(function, tensors: list[Tensor], dy: Tensor) -> list[Tensor]:
-    leaves = [t.detach().clone().requires_grad_() for t in tensors]
-    y = function(*leaves)
-    return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
-
-
 def ours(reverse: tuple[bool, ...], backend: str | None = None):
     return partial(mamba_inner, reverse=reverse, scale=0.5, backend=backend)
 
 
 def check(found: list[Tensor], tensors: list[Tensor], dy: Tensor, reverse: tuple[bool, ...]) -> None:
     wanted = results(partial(plain, reverse=reverse), [t.double() for t in tensors], dy.double())
-    for name, got, exact in zip(NAMES, found, wanted, strict=True):
-        assert got.shape == exact.shape and got.isfinite().all(), name
-        assert (got.double() - exact).norm() <= 5e-6 * exact.norm(), name
+    assert_exact(found, wanted, NAMES, 5e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -11,6 +11,8 @@ from vmamba_kernels import native
 from vmamba_kernels.mlp import compiled, mlp
 from vmamba_kernels.mlp.op import backward, forward
 
+from .gradients import assert_exact, results
+
 CPU_MISSING = compiled.missing("cpu")
 CPU = pytest.param("cpu", marks=pytest.mark.skipif(bool(CPU_MISSING), reason=f"mlp on cpu: {CPU_MISSING}"))
 BACKENDS = [CPU, "reference"]
@@ -31,17 +33,8 @@ def plain(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Ten
     return F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
 
 
-def results(function, tensors: list[Tensor], dy: Tensor) -> list[Tensor]:
-    leaves = [t.detach().clone().requires_grad_() for t in tensors]
-    y = function(*leaves)
-    return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
-
-
 def check(ours: list[Tensor], tensors: list[Tensor], dy: Tensor) -> None:
-    wanted = results(plain, [t.double() for t in tensors], dy.double())
-    for name, got, exact in zip(NAMES, ours, wanted, strict=True):
-        assert got.shape == exact.shape and got.isfinite().all(), name
-        assert (got.double() - exact).norm() <= 3e-6 * exact.norm(), name
+    assert_exact(ours, results(plain, [t.double() for t in tensors], dy.double()), NAMES, 3e-6)
 
 
 @pytest.mark.parametrize("onednn", [False, True])

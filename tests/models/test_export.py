@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from vmamba.export import (
 )
 from vmamba.export.__main__ import check_sizes, main
 from vmamba.models import VSSM, Backbone, FastVim, ForwardType, Vim
-from vmamba_kernels import register_scan_order
+from vmamba_kernels import register_scan_order, ssd
+from vmamba_kernels.ssd.arguments import limits
 
 NANO: dict[str, Any] = dict(depths=(1, 1), dims=16, num_classes=10, ssm_d_state=1, norm_layer="ln2d")
 NANO |= dict(ssm_conv_bias=False, downsample_version="v3", patchembed_version="v2", drop_path_rate=0.0)
@@ -94,6 +97,22 @@ def test_onnx_file_holds_plain_operators_of_the_stated_opset(tmp_path: Path) -> 
     assert {entry.domain: entry.version for entry in file.opset_import}[""] == 20
     kinds = {node.op_type for node in file.graph.node}
     assert "Scan" in kinds and {node.domain for node in file.graph.node} == {""} and not file.functions
+
+
+def test_a_dual_scan_whose_steps_are_bounded_has_no_onnx_form() -> None:
+    pytest.importorskip("onnxscript")
+    from vmamba.export.onnx_scan import refuse_limits
+
+    unbounded = inspect.signature(ssd).parameters["dt_limit"].default
+    refuse_limits(None, True, *limits(unbounded))
+    for start, softplus, bounds in (
+        (torch.zeros(1), True, unbounded),
+        (None, True, (0.1, math.inf)),
+        (None, True, (0.0, 1.0)),
+        (None, False, unbounded),
+    ):
+        with pytest.raises(UserError, match="limits of the step size have no ONNX form"):
+            refuse_limits(start, softplus, *limits(bounds))
 
 
 def test_a_program_is_written_and_read_back_whatever_the_mode_and_the_gradients(tmp_path: Path) -> None:

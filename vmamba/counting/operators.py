@@ -82,7 +82,7 @@ OURS: dict[str, OperatorRule] = {
     "vmamba::cross_merge": _nothing,
     "vmamba::mamba_inner": _mamba_inner,
     "vmamba::depthwise_silu": _channel_last_convolution,
-    "vmamba::_convolution": _channel_last_convolution,
+    "vmamba::conv2d": _channel_last_convolution,
     "vmamba::mlp": _mlp,
     "vmamba::rms_norm": _rms_norm,
 }

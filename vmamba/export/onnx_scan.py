@@ -5,7 +5,6 @@ Shapes: B batch, K directions or groups of D channels, C channels, L = H*W, R ra
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import onnx_ir as ir
@@ -150,6 +149,12 @@ def ss2d(
     return y if channel_first else op.Transpose(y, perm=[0, 2, 3, 1]), no_states(x, A)
 
 
+def refuse_limits(initial_states: Any, dt_softplus: bool, dt_min: float | None, dt_max: float | None) -> None:
+    """Raise UserError for a start or for bounds that `recurrence` would leave out; a softplus is above 0 anyway."""
+    if initial_states is not None or dt_max is not None or (dt_min is not None and (dt_min > 0 or not dt_softplus)):
+        raise UserError("ssd: initial states and limits of the step size have no ONNX form here")
+
+
 def ssd(
     x: Any,
     dt: Any,
@@ -160,15 +165,14 @@ def ssd(
     dt_bias: Any = None,
     initial_states: Any = None,
     dt_softplus: bool = True,
-    dt_min: float = 0.0,
-    dt_max: float = math.inf,
+    dt_min: float | None = 0.0,
+    dt_max: float | None = None,
     out_dtype: int = 1,
     chunk: int = 64,
     backend: str = "",
 ) -> tuple[Any, Any]:
     """The values of `vmamba::ssd`, the selective scan with A shared by the channels of a head: y and the last state."""
-    if initial_states is not None or dt_min > 0 or dt_max != math.inf:
-        raise UserError("ssd: initial states and limits of the step size have no ONNX form here")
+    refuse_limits(initial_states, dt_softplus, dt_min, dt_max)
     heads, width, groups, states = x.shape[2], x.shape[3], B.shape[2], B.shape[3]
     work = A.dtype
     u, delta, b, c = (cast(t, work) for t in (x, dt, B, C))

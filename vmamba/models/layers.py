@@ -16,10 +16,11 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from vmamba_kernels.backends import exporting
 from vmamba_kernels.mlp import fuses, mlp
 
 from ..errors import UserError, closest
-from .convolution import Conv2d, exporting
+from .convolution import Conv2d
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU, "sigmoid": nn.Sigmoid}
 DOWNSAMPLES = ("v1", "v2", "v3", "none")

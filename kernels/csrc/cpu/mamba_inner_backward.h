@@ -91,7 +91,8 @@ template <bool Above>
 void InnerBackward<Above>::run(i64 task) {
   const i64 block_group = task % s_.block_groups, g = task / s_.block_groups % s_.directions;
   const i64 batch_group = task / s_.block_groups / s_.directions;
-  const i64 first = s_.blocks() * block_group / s_.block_groups, last = s_.blocks() * (block_group + 1) / s_.block_groups;
+  const i64 first = s_.blocks() * block_group / s_.block_groups;
+  const i64 last = s_.blocks() * (block_group + 1) / s_.block_groups;
   for (i64 i = first; i < last; ++i) start(g, channels(i), strand(i - first));
   const i64 end = s_.batch * (batch_group + 1) / s_.batch_groups;
   for (i64 batch = s_.batch * batch_group / s_.batch_groups; batch < end; ++batch) {
@@ -126,7 +127,8 @@ void InnerBackward<Above>::start(i64 g, const Channels& c, const Strand& k) {
   k.weights.load(s_, args_.in, g, c.first, c.width);
   const float* from = args_.in.dt_weight + (g * s_.channels + c.first) * s_.rank;
   for (i64 i = 0; i < c.width; ++i)
-    for (i64 r = 0; r < padded_rank_; ++r) k.rank_weight[i * padded_rank_ + r] = r < s_.rank ? from[i * s_.rank + r] : 0.0f;
+    for (i64 r = 0; r < padded_rank_; ++r)
+      k.rank_weight[i * padded_rank_ + r] = r < s_.rank ? from[i * s_.rank + r] : 0.0f;
   for (i64 i = 0; i < s_.weights() * s_.block; ++i) k.dW[i] = 0.0f;
 }
 
@@ -213,7 +215,8 @@ void inner_backward_tasks(const InnerBackwardArgs& args, i64 begin, i64 end) {
 }
 
 void inner_backward(const InnerBackwardArgs& args, i64 begin, i64 end) {
-  if (all_shrink(args.sizes, args.in)) return inner_backward_tasks<false>(args, begin, end);
+  const InnerSizes& s = args.sizes;
+  if (all_shrink(args.in.A, s.all_channels() * s.states)) return inner_backward_tasks<false>(args, begin, end);
   inner_backward_tasks<true>(args, begin, end);
 }
 

@@ -56,12 +56,6 @@ inline void project_steps(const InnerSizes& s, const float* dt, i64 width, const
   }
 }
 
-inline bool all_shrink(const InnerSizes& s, const InnerInputs& in) {
-  bool shrink = true;
-  for (i64 i = 0; shrink && i < s.all_channels() * s.states; ++i) shrink = in.A[i] <= 0.0f;
-  return shrink;
-}
-
 // 1 / (1 + exp(-z)).
 VMAMBA_INLINE Vec logistic(Vec z) {
   Vec e[1] = {z * Vec::set(-kLog2e)};

@@ -45,9 +45,12 @@ class InnerForward {
     const Rows u = in_time(s_, g, start, args_.in.u + image * all + g * s_.channels + channel, all);
     const Rows sum = in_time(s_, g, start, args_.scanned + image * s_.channels + channel, s_.channels);
     const Rows y = in_time(s_, g, start, args_.y + image * s_.channels + channel, s_.channels);
-    const Rows z = in_time(s_, g, start, args_.in.z.data + batch * args_.in.z.batch_stride + channel, args_.in.z.stride);
+    const TokenRows& gate = args_.in.z;
+    const Rows z = in_time(s_, g, start, gate.data + batch * gate.batch_stride + channel, gate.stride);
     const i64 ahead = least(s_.chunk, s_.length - start - steps);
-    const auto soon = [&](const Rows& rows) { prefetch_rows({rows.data + steps * rows.stride, rows.stride}, ahead, width); };
+    const auto soon = [&](const Rows& rows) {
+      prefetch_rows({rows.data + steps * rows.stride, rows.stride}, ahead, width);
+    };
     soon(u);
     if (g) soon(sum);
     if (g + 1 == s_.directions) soon(z);
@@ -95,7 +98,8 @@ void inner_forward_tasks(const InnerForwardArgs& args, i64 begin, i64 end) {
 }
 
 void inner_forward(const InnerForwardArgs& args, i64 begin, i64 end) {
-  if (all_shrink(args.sizes, args.in)) return inner_forward_tasks<false>(args, begin, end);
+  const InnerSizes& s = args.sizes;
+  if (all_shrink(args.in.A, s.all_channels() * s.states)) return inner_forward_tasks<false>(args, begin, end);
   inner_forward_tasks<true>(args, begin, end);
 }
 

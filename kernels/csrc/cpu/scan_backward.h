@@ -370,7 +370,7 @@ void backward_tasks(const BackwardArgs& args, i64 begin, i64 end) {
 
 void backward(const BackwardArgs& args, i64 begin, i64 end) {
   if (!args.in.softplus) return backward_tasks<false, true>(args, begin, end);
-  if (all_shrink(args.sizes, args.in)) return backward_tasks<true, false>(args, begin, end);
+  if (all_shrink(args.in.A, args.sizes.channels() * args.sizes.states)) return backward_tasks<true, false>(args, begin, end);
   backward_tasks<true, true>(args, begin, end);
 }
 

@@ -246,7 +246,7 @@ void forward_tasks(const ForwardArgs& args, i64 begin, i64 end) {
 
 void forward(const ForwardArgs& args, i64 begin, i64 end) {
   if (!args.in.softplus) return forward_tasks<false, true>(args, begin, end);
-  if (all_shrink(args.sizes, args.in)) return forward_tasks<true, false>(args, begin, end);
+  if (all_shrink(args.in.A, args.sizes.channels() * args.sizes.states)) return forward_tasks<true, false>(args, begin, end);
   forward_tasks<true, true>(args, begin, end);
 }
 

@@ -18,7 +18,8 @@ class Ss2dBackward {
 
  private:
   i64 image_floats(const Sequence& t) const {
-    const bool direct = t.type == Type::f32 && t.channel_stride == 1 && s_.channels % Vec::W == 0 && s_.block % Vec::W == 0;
+    const bool whole = s_.channels % Vec::W == 0 && s_.block % Vec::W == 0;
+    const bool direct = t.type == Type::f32 && t.channel_stride == 1 && whole;
     return direct ? 0 : Scratch::rounded(s_.length * widest_);
   }
   void load_weights(const Block& block, i64 k);
@@ -105,7 +106,8 @@ void Ss2dBackward<Above>::load_weights(const Block& block, i64 k) {
   skip_weight(s_, args_.in, block, k, D_);
   const float* from = args_.in.dt_weight + (k * s_.channels + block.channel) * s_.rank;
   for (i64 c = 0; c < block.count; ++c)
-    for (i64 r = 0; r < padded_rank_; ++r) rank_weight_[c * padded_rank_ + r] = r < s_.rank ? from[c * s_.rank + r] : 0.0f;
+    for (i64 r = 0; r < padded_rank_; ++r)
+      rank_weight_[c * padded_rank_ + r] = r < s_.rank ? from[c * s_.rank + r] : 0.0f;
   for (i64 i = 0; i < s_.states * block.width; ++i) carry_[i] = dA_[i] = 0.0f;
   for (i64 i = 0; i < s_.rank * block.width; ++i) dW_[i] = 0.0f;
   for (i64 c = 0; c < block.width; ++c) dbias_[c] = dD_[c] = 0.0f;
@@ -254,7 +256,8 @@ void ss2d_backward_tasks(const Ss2dBackwardArgs& args, i64 begin, i64 end) {
 }
 
 void ss2d_backward(const Ss2dBackwardArgs& args, i64 begin, i64 end) {
-  if (all_shrink(args.sizes, args.in)) return ss2d_backward_tasks<false>(args, begin, end);
+  const Ss2dSizes& s = args.sizes;
+  if (all_shrink(args.in.A, s.directions * s.channels * s.states)) return ss2d_backward_tasks<false>(args, begin, end);
   ss2d_backward_tasks<true>(args, begin, end);
 }
 

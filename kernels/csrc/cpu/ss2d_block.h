@@ -145,11 +145,4 @@ void by_states(i64 states, const Walk& walk) {
   for (; n < states; ++n) walk(std::integral_constant<int, 1>{}, n);
 }
 
-// Whether no decay exp(dt * A) can exceed one, so that exponents need no upper bound.
-inline bool all_shrink(const Ss2dSizes& s, const Ss2dInputs& in) {
-  bool shrink = true;
-  for (i64 i = 0; shrink && i < s.directions * s.channels * s.states; ++i) shrink = in.A[i] <= 0.0f;
-  return shrink;
-}
-
 }  // namespace

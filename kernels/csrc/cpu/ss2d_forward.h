@@ -29,7 +29,8 @@ class Ss2dForward {
  private:
   // Room for a whole image of a block, where some block of the tensor cannot be used in place.
   i64 image_floats(const Sequence& t) const {
-    const bool direct = t.type == Type::f32 && t.channel_stride == 1 && s_.channels % Vec::W == 0 && s_.block % Vec::W == 0;
+    const bool whole = s_.channels % Vec::W == 0 && s_.block % Vec::W == 0;
+    const bool direct = t.type == Type::f32 && t.channel_stride == 1 && whole;
     return direct ? 0 : Scratch::rounded(s_.length * widest(s_));
   }
   void keep_state(const Block& block, i64 k, i64 chunk);
@@ -123,7 +124,8 @@ void ss2d_forward_tasks(const Ss2dForwardArgs& args, i64 begin, i64 end) {
 }
 
 void ss2d_forward(const Ss2dForwardArgs& args, i64 begin, i64 end) {
-  if (all_shrink(args.sizes, args.in)) return ss2d_forward_tasks<false>(args, begin, end);
+  const Ss2dSizes& s = args.sizes;
+  if (all_shrink(args.in.A, s.directions * s.channels * s.states)) return ss2d_forward_tasks<false>(args, begin, end);
   ss2d_forward_tasks<true>(args, begin, end);
 }
 

@@ -222,10 +222,10 @@ inline void load_weights(const ScanSizes& s, const ScanInputs& in, const Task& t
   }
 }
 
-// Whether no decay exp(dt * A) can exceed one, so that exponents need no upper bound.
-inline bool all_shrink(const ScanSizes& s, const ScanInputs& in) {
-  bool shrink = in.softplus;
-  for (i64 i = 0; shrink && i < s.channels() * s.states; ++i) shrink = in.A[i] <= 0.0f;
+// Whether no decay exp(dt * A) with dt >= 0 can exceed one, so that exponents need no upper bound.
+inline bool all_shrink(const float* A, i64 count) {
+  bool shrink = true;
+  for (i64 i = 0; shrink && i < count; ++i) shrink = A[i] <= 0.0f;
   return shrink;
 }
 

@@ -16,7 +16,6 @@ from .layout import empty_output, laid_out_like, side_by_side
 
 _INPUTS = "Tensor x, Tensor weight, Tensor? bias"
 _OPTIONS = "int reverse, bool silu, bool flip_output"
-CPU_PARTS = 16
 CUDA_STEPS = 128  # of a part where channels lie side by side
 CUDA_ALIGNED_STEPS = 256  # of a part where time steps lie side by side, from an address that 16 bytes divide
 
@@ -34,7 +33,7 @@ def parts(x: Tensor) -> int:
     """P: how many sums of the weights' gradients are taken apart before they are added."""
     batch, _, length = x.shape
     if x.device.type == "cpu":
-        return min(batch, CPU_PARTS)
+        return min(batch, native.CPU_TASKS)
     if is_channel_last(x):
         return batch * -(-length // CUDA_STEPS)
     return batch * -(-(length + 7) // CUDA_ALIGNED_STEPS)

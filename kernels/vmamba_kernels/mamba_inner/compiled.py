@@ -16,7 +16,6 @@ from .reference import CHUNK, Gradients, Inputs, Kept, halves, kept_states
 
 _OPTIONS = "int chunk, int block, int reverse, float scale"
 CHANNELS = 16  # E is a multiple of it
-TASKS = 16  # as many as a backward is cut into where the shape allows; sums must not depend on threads
 
 library.define(
     "_mamba_inner_scan(Tensor u, Tensor x_dbl, Tensor dt_weight, Tensor A, Tensor D, Tensor delta_bias, Tensor z, "
@@ -33,7 +32,7 @@ missing = native.asked_once("_mamba_inner_scan")
 
 def _block(tasks: int, channels: int) -> int:
     """The channels that are walked together: wide blocks share more, narrow ones make enough tasks of few images."""
-    return 96 if tasks * -(-channels // 96) >= TASKS else 48
+    return 96 if tasks * -(-channels // 96) >= native.CPU_TASKS else 48
 
 
 def _dense(i: Inputs) -> Inputs:
@@ -80,9 +79,9 @@ def backward(dy: Tensor, i: Inputs, kept: Kept) -> Gradients:
     dx, dz = halves(dxz)
     if batch == 0:
         return Gradients(*(torch.zeros_like(t) if t is not None else x.new_empty(0) for t in i[:8]))
-    batch_groups = min(batch, TASKS)
+    batch_groups = min(batch, native.CPU_TASKS)
     block = _block(batch_groups * groups, channels)
-    block_groups = min(-(-TASKS // (batch_groups * groups)), -(-channels // block))
+    block_groups = min(-(-native.CPU_TASKS // (batch_groups * groups)), -(-channels // block))
     dx_dbl_parts = x.new_empty(block_groups, *kept.x_dbl.shape)
     parts = x.new_empty(batch_groups, groups, rank + d_state + 2, channels)
     dy = dy if dy.stride(2) == 1 else dy.contiguous()

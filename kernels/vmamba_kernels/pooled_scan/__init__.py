@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backends import require
+from ..backends import exporting, require
 from ..selective_scan.arguments import unify, widen
 from .arguments import check, directions
 from .op import forward
@@ -96,6 +96,6 @@ def pooled_scan(
     present = (u_full, u_pooled, delta, A, B, C, D, delta_bias)
     # An exported graph computes the states again if it is differentiated: their number would pin its sizes.
     differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in present)
-    save_states = differentiated and not torch.compiler.is_exporting()
+    save_states = differentiated and not exporting()
     options = (tokens, reversed_groups, delta_softplus, average, out_dtype, save_states, backend or "")
     return forward(*present, *options)[0]

@@ -1,0 +1,78 @@
+"""conv2d: the dense convolution of channel-last images, under a name that compilers leave as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..backends import require
+from .op import forward
+from .products import gains
+from .reference import output_sides
+
+__all__ = ["conv2d", "gains"]
+
+
+def _pair(name: str, value: int | Sequence[int], least: int) -> list[int]:
+    pair = [value, value] if isinstance(value, int) else list(value)
+    if len(pair) != 2 or min(pair) < least:
+        raise ValueError(f"{name}: expected one or two integers of at least {least}, got {value!r}")
+    return pair
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
+    if x.dim() != 4:
+        raise ValueError(f"x: expected [B, H, W, C], got {tuple(x.shape)}")
+    if groups < 1 or x.shape[3] % groups:
+        raise ValueError(f"groups: expected a divisor of C, got {groups} for x {tuple(x.shape)}")
+    if weight.dim() != 4 or weight.shape[1] * groups != x.shape[3] or weight.shape[0] % groups:
+        raise ValueError(
+            f"weight: expected [O, C / {groups}, m, n], O a multiple of {groups}, for x {tuple(x.shape)}, got "
+            f"{tuple(weight.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias: expected [{weight.shape[0]}], got {tuple(bias.shape)} for x {tuple(x.shape)}")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is None:
+            continue
+        if not x.is_floating_point() or tensor.dtype is not x.dtype:
+            raise ValueError(f"{name}: expected x's floating type, got {tensor.dtype} for x {x.dtype} {tuple(x.shape)}")
+        if tensor.device != x.device:
+            raise ValueError(f"{name}: is on {tensor.device}, and x {tuple(x.shape)} on {x.device}")
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """torch.conv2d of channel-last images, a new contiguous tensor [B, h, w, O] of x's type.
+
+    Args:
+        x: [B, H, W, C], any floating type and strides.
+        weight: [O, C / groups, m, n] as torch.nn.Conv2d has it. bias: [O] or None. Both of x's type.
+        stride, padding, dilation: one integer, or one for each side. x is 0 outside the image. groups: divides C and O.
+        backend: None and "pytorch" are PyTorch's convolution and products; "reference" sums over the taps.
+
+    Differentiable once in every tensor; x and weight are saved for the backward, and a gradient that no one asks for is
+    not computed. On a CPU the gradient of a float32 weight of 16 or more channels is a product with the windows of x.
+
+    Raises:
+        ValueError: a wrong shape, type or device, a kernel larger than the padded image, or an unknown backend.
+
+    Source: LeCun et al., "Gradient-based learning applied to document recognition", 1998, section II.
+    """
+    _check(x, weight, bias, groups)
+    steps, around, apart = _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 1)
+    if min(output_sides(x, weight, steps, around, apart)) < 1:
+        raise ValueError(f"weight: {tuple(weight.shape)} is larger than the padded image of x {tuple(x.shape)}")
+    if backend is not None:
+        backend = require("conv2d", backend, x.device.type).name
+    return forward(x, weight, bias, steps, around, apart, groups, backend or "")
