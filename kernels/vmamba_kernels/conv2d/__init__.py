@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..backends import require
+from ..companions import check_companions
 from .op import forward
 from .products import gains
 from .reference import output_sides
@@ -33,13 +34,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias: expected [{weight.shape[0]}], got {tuple(bias.shape)} for x {tuple(x.shape)}")
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is None:
-            continue
-        if not x.is_floating_point() or tensor.dtype is not x.dtype:
-            raise ValueError(f"{name}: expected x's floating type, got {tensor.dtype} for x {x.dtype} {tuple(x.shape)}")
-        if tensor.device != x.device:
-            raise ValueError(f"{name}: is on {tensor.device}, and x {tuple(x.shape)} on {x.device}")
+    check_companions(x, weight=weight, bias=bias)
 
 
 def conv2d(

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .reference import output_sides
+from .reference import output_sides, padded
 
 FEW = 16  # input channels below which gathering the windows costs more than the product with them gains
 WINDOWS = 2**24  # numbers in the windows that are gathered at once, at most
@@ -34,8 +33,7 @@ def _channel_last(x: Tensor) -> Tensor:
 
 def _windows(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
     """[B, h, w, C, m, n], a view of the padded image."""
-    padded = F.pad(x, (0, 0, padding[1], padding[1], padding[0], padding[0]))
-    return padded.unfold(1, weight.shape[2], stride[0]).unfold(2, weight.shape[3], stride[1])
+    return padded(x, padding).unfold(1, weight.shape[2], stride[0]).unfold(2, weight.shape[3], stride[1])
 
 
 def forward(

@@ -29,19 +29,20 @@ def _wide(*tensors: Tensor) -> list[Tensor]:
     return [t.to(work) for t in tensors]
 
 
-def _padded(x: Tensor, padding: Sequence[int]) -> Tensor:
+def padded(x: Tensor, padding: Sequence[int]) -> Tensor:
+    """[B, H, W, C] with zeros around."""
     return F.pad(x, (0, 0, padding[1], padding[1], padding[0], padding[0]))
 
 
 def _taps(
-    padded: Tensor, weight: Tensor, sides: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int
+    image: Tensor, weight: Tensor, sides: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Each tap (i, j), and the view [B, h, w, G, C/G] of what it reads at every position of the output."""
     for i in range(weight.shape[2]):
         for j in range(weight.shape[3]):
             first = (i * dilation[0], j * dilation[1])
             rows, columns = (slice(first[n], first[n] + stride[n] * (sides[n] - 1) + 1, stride[n]) for n in (0, 1))
-            yield i, j, padded[:, rows, columns].unflatten(3, (groups, weight.shape[1]))
+            yield i, j, image[:, rows, columns].unflatten(3, (groups, weight.shape[1]))
 
 
 def forward(
@@ -58,7 +59,7 @@ def forward(
     x_, weight_ = _wide(x, weight)
     grouped = weight_.unflatten(0, (groups, len(weight) // groups))
     y = x_.new_zeros(len(x), *sides, *grouped.shape[:2])
-    for i, j, read in _taps(_padded(x_, padding), weight, sides, stride, dilation, groups):
+    for i, j, read in _taps(padded(x_, padding), weight, sides, stride, dilation, groups):
         y += torch.einsum("bhwgc,goc->bhwgo", read, grouped[..., i, j])
     y = y.flatten(3)
     return (y if bias is None else y + bias).to(x.dtype).contiguous()
@@ -81,17 +82,17 @@ def backward(
         dx += weight[:, :, i, j]^T dy        dweight[:, :, i, j] = sum of dy x^T        dbias = sum of dy
     """
     dy_, x_, weight_ = _wide(dy, x, weight)
-    padded, grouped = _padded(x_, padding), weight_.unflatten(0, (groups, len(weight) // groups))
+    around, grouped = padded(x_, padding), weight_.unflatten(0, (groups, len(weight) // groups))
     dy_ = dy_.unflatten(3, grouped.shape[:2])
-    dpadded, dgrouped = torch.zeros_like(padded), torch.zeros_like(grouped)
+    daround, dgrouped = torch.zeros_like(around), torch.zeros_like(grouped)
     options = (dy.shape[1:3], stride, dilation, groups)
     for (i, j, read), (_, _, gathered) in zip(
-        _taps(padded, weight, *options), _taps(dpadded, weight, *options), strict=True
+        _taps(around, weight, *options), _taps(daround, weight, *options), strict=True
     ):
         gathered += torch.einsum("bhwgo,goc->bhwgc", dy_, grouped[..., i, j])
         dgrouped[..., i, j] = torch.einsum("bhwgo,bhwgc->goc", dy_, read)
     (top, left), (_, height, width, _) = padding, x.shape
-    dx = dpadded[:, top : top + height, left : left + width].to(x.dtype)
+    dx = daround[:, top : top + height, left : left + width].to(x.dtype)
     grads = (dx, dgrouped.flatten(0, 1).to(weight.dtype), dy_.sum((0, 1, 2)).flatten().to(weight.dtype))
     dx, dweight, dbias = (g.contiguous() if want else g.new_empty(0) for g, want in zip(grads, wanted, strict=True))
     return dx, dweight, dbias

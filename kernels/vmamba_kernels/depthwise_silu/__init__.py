@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backends import constant_in_graphs, require
+from ..companions import check_companions
 from .compiled import KERNEL
 from .op import backend_for, forward
 
@@ -20,13 +21,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         raise ValueError(f"weight: expected [C, 1, k, k], k odd, for x {tuple(x.shape)}, got {tuple(weight.shape)}")
     if bias is not None and bias.shape != (channels,):
         raise ValueError(f"bias: expected [{channels}], got {tuple(bias.shape)} for x {tuple(x.shape)}")
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is None:
-            continue
-        if not x.is_floating_point() or tensor.dtype is not x.dtype:
-            raise ValueError(f"{name}: expected x's floating type, got {tensor.dtype} for x {x.dtype} {tuple(x.shape)}")
-        if tensor.device != x.device:
-            raise ValueError(f"{name}: is on {tensor.device}, and x {tuple(x.shape)} on {x.device}")
+    check_companions(x, weight=weight, bias=bias)
 
 
 def depthwise_silu(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:

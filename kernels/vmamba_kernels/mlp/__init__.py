@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backends import constant_in_graphs, require
+from ..companions import check_companions
 from .op import backend_for, forward
 
 __all__ = ["fuses", "mlp"]
@@ -21,11 +22,7 @@ def _check(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Te
     for name, bias, weight in (("bias1", bias1, weight1), ("bias2", bias2, weight2)):
         if bias.shape != weight.shape[:1]:
             raise ValueError(f"{name}: expected [{weight.shape[0]}], got {tuple(bias.shape)} for x {tuple(x.shape)}")
-    for name, tensor in (("weight1", weight1), ("bias1", bias1), ("weight2", weight2), ("bias2", bias2)):
-        if not x.is_floating_point() or tensor.dtype is not x.dtype:
-            raise ValueError(f"{name}: expected x's floating type, got {tensor.dtype} for x {x.dtype} {tuple(x.shape)}")
-        if tensor.device != x.device:
-            raise ValueError(f"{name}: is on {tensor.device}, and x {tuple(x.shape)} on {x.device}")
+    check_companions(x, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2)
 
 
 def mlp(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backends import constant_in_graphs, require
+from ..companions import check_companions
 from .op import backend_for, forward
 
 __all__ = ["fuses", "rms_norm"]
@@ -14,10 +15,7 @@ __all__ = ["fuses", "rms_norm"]
 def _check(x: Tensor, weight: Tensor) -> None:
     if x.dim() < 1 or weight.shape != x.shape[-1:]:
         raise ValueError(f"weight: expected [D] for x [..., D], got {tuple(weight.shape)} and x {tuple(x.shape)}")
-    if not x.is_floating_point() or weight.dtype is not x.dtype:
-        raise ValueError(f"weight: expected x's floating type, got {weight.dtype} for x {x.dtype} {tuple(x.shape)}")
-    if weight.device != x.device:
-        raise ValueError(f"weight: is on {weight.device}, and x {tuple(x.shape)} on {x.device}")
+    check_companions(x, weight=weight)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float | None = None, *, backend: str | None = None) -> Tensor:
