@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .class_tokens import CLASS_TOKENS, class_token_places, insert_tokens, square_grid
 from .network import Shapes
-
-if TYPE_CHECKING:
-    from .vim import Vim
+from .rope import Rope
 
 # What a masked autoencoder has beside its encoder.
 _DECODER = ("decoder_", "mask_token")
 
 
+class OfTokens(Protocol):
+    """What has to be known of the model at hand: `vmamba.models.Vim` and what descends from it."""
+
+    class_token: str
+    legacy_resize: bool
+    pos_embed: nn.Parameter | None
+    rope: Rope | None
+
+    @property
+    def embedded_token(self) -> str: ...
+
+    def resized_embed(self, pos_embed: Tensor, old: tuple[int, int]) -> Tensor: ...
+
+
 def read_vim_keys(
-    model: Vim, state_dict: Mapping[str, Tensor], prefix: str = ""
+    model: OfTokens, state_dict: Mapping[str, Tensor], prefix: str = ""
 ) -> tuple[dict[str, Tensor], dict[str, str], dict[str, Shapes]]:
     """The weights as the model's, {key: key} of what was put in another order, {key: (old, new shape)} of the resized.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import native
 from ..backends import Backend, choose, register
-from ..registration import define, library, refuse_second, vectorize
+from ..registration import define, differentiate, vectorize
 from ..triton_support import triton_backend
 from . import reference
 from .batching import BACKWARD_AXES, BACKWARD_RESULTS, FORWARD_AXES, FORWARD_RESULTS, vmap_rule
@@ -76,43 +76,30 @@ def _backward_fake(
     )
 
 
-def _differentiable(forward: torch._ops.OpOverload, backward: torch._ops.OpOverload) -> Callable[..., Any]:
-    """The autograd kernel of `forward`.
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:7], output[2])
+    ctx.delta_softplus, _, ctx.saved = inputs[7:]
+    ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)
 
-    It does what `torch.library.register_autograd` does, without its 60 us a call, more than a small scan itself takes.
-    """
 
-    class Scan(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-            with torch._C._AutoDispatchBelowAutograd():
-                output = forward(*inputs)
-            ctx.save_for_backward(*inputs[:7], output[2])
-            ctx.delta_softplus, _, ctx.saved = inputs[7:]
-            ctx.mark_non_differentiable(output[2])
-            ctx.set_materialize_grads(False)
-            return output
+def _run_backward(forward: torch._ops.OpOverload, backward: torch._ops.OpOverload) -> Callable[..., Any]:
+    """The gradient of `forward`, which scans again where it kept no states."""
 
-        @staticmethod
-        def backward(ctx: Any, dout: Tensor | None, dlast_state: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-            u, delta, A, B, C, D, delta_bias, states = ctx.saved_tensors
-            if dout is None and dlast_state is None:
-                return (None,) * 10
-            if not ctx.saved:
-                states = forward(u, delta, A, B, C, D, delta_bias, ctx.delta_softplus, A.dtype, True)[2]
-            if dout is None:
-                dout = torch.zeros_like(u, dtype=A.dtype)
-            grads = backward(dout, dlast_state, u, delta, A, B, C, D, delta_bias, states, ctx.delta_softplus)
-            dD = None if D is None else grads[5]
-            dbias = None if delta_bias is None else grads[6]
-            return (*grads[:5], dD, dbias, None, None, None)
+    def run(ctx: Any, dout: Tensor | None, dlast_state: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+        u, delta, A, B, C, D, delta_bias, states = ctx.saved_tensors
+        if dout is None and dlast_state is None:
+            return (None,) * 10
+        if not ctx.saved:
+            states = forward(u, delta, A, B, C, D, delta_bias, ctx.delta_softplus, A.dtype, True)[2]
+        if dout is None:
+            dout = torch.zeros_like(u, dtype=A.dtype)
+        grads = backward(dout, dlast_state, u, delta, A, B, C, D, delta_bias, states, ctx.delta_softplus)
+        dD = None if D is None else grads[5]
+        dbias = None if delta_bias is None else grads[6]
+        return (*grads[:5], dD, dbias, None, None, None)
 
-    def kernel(keyset: torch._C.DispatchKeySet, *inputs: Any) -> Any:
-        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs[:7]):
-            return Scan.apply(*inputs)
-        return forward.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
-
-    return kernel
+    return run
 
 
 def _triton(function: str) -> Callable[..., Any]:
@@ -142,8 +129,7 @@ def _define_pair(
     """Define `name` and `name_backward`, with fake kernels, autograd and vmap; return both ops."""
     forward = define(name, _FORWARD, run, _forward_fake)
     backward = define(f"{name}_backward", _BACKWARD, run_backward, _backward_fake)
-    library.impl(name, _differentiable(forward, backward), "Autograd", with_keyset=True)
-    refuse_second(name)
+    differentiate(name, _run_backward(forward, backward), _setup_context)
     vectorize(forward, vmap_rule(forward, FORWARD_AXES, FORWARD_RESULTS))
     vectorize(backward, vmap_rule(backward, BACKWARD_AXES, BACKWARD_RESULTS))
     return forward, backward
