@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TypeVar
 
 import torch
+from torch.autograd import forward_ad
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
@@ -83,6 +84,12 @@ def constant_in_graphs(function: _Function) -> _Function:
 def exporting() -> bool:
     """Whether torch.export traces. Asked directly, the answer in a graph of torch.compile would always be yes."""
     return torch.compiler.is_exporting()
+
+
+@constant_in_graphs
+def transformed() -> bool:
+    """Whether a transform of torch.func or forward-mode differentiation is at work: both know plain operators."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def choose(operator: str, device: str) -> tuple[Backend, list[tuple[str, str]]]:

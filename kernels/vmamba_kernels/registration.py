@@ -44,7 +44,7 @@ def _differentiate(name: str, backward: Callable[..., Any], setup_context: Calla
         return output
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    function: Any = type(name, (torch.autograd.Function,), members)
+    function: Any = type(f"vmamba_{name}", (torch.autograd.Function,), members)
 
     def kernel(keyset: torch._C.DispatchKeySet, *inputs: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):

@@ -12,7 +12,7 @@ import torch
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from vmamba_kernels.backends import exporting
+from vmamba_kernels.backends import exporting, transformed
 from vmamba_kernels.conv2d import conv2d, gains
 
 
@@ -31,6 +31,7 @@ class Conv2d(nn.Conv2d):
         return (
             (torch.compiler.is_compiling() or self._learns(x, weight))
             and not exporting()
+            and not transformed()
             and not torch.jit.is_tracing()
             and x.device.type == "cpu"
             and x.dim() == 4
@@ -45,10 +46,8 @@ class Conv2d(nn.Conv2d):
         """Whether the operator's own gradient of the weight will be asked for: of plain tensors, outside a graph."""
         return (
             torch.is_grad_enabled()
-            and torch._C._functorch.peek_interpreter_stack()
-            is None  # a transform of torch.func differentiates plain ops
             and weight.requires_grad
             and type(x) is Tensor
             and type(weight) in (nn.Parameter, Tensor)
-            and gains(weight)
+            and gains(weight, self.dilation, self.groups)
         )

@@ -16,7 +16,7 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from vmamba_kernels.backends import exporting
+from vmamba_kernels.backends import exporting, transformed
 from vmamba_kernels.mlp import fuses, mlp
 
 from ..errors import UserError, closest
@@ -87,7 +87,8 @@ def _changed(module: nn.Module) -> bool:
 
 
 def plainly_used(x: Tensor, layers: Sequence[nn.Module], weights: Sequence[Tensor]) -> bool:
-    """Whether an operator of x's device may stand for layers of these weights: unchanged, of x's type, not exported.
+    """Whether an operator of x's device may stand for layers of these weights: unchanged, of x's type, not exported,
+    and not under a transform of torch.func or forward-mode derivatives.
 
     Fake tensors take it where gradients are wanted, so that what it remembers is counted; without them its scratch,
     which no count sees, is most of its memory.
@@ -98,6 +99,7 @@ def plainly_used(x: Tensor, layers: Sequence[nn.Module], weights: Sequence[Tenso
         and not any(_changed(layer) for layer in layers)
         and not nn.modules.module._has_any_global_hook()
         and not exporting()
+        and not transformed()
         and not torch.jit.is_tracing()
         and not torch.is_autocast_enabled(x.device.type)
     )

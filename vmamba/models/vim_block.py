@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, register_notrace_module
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from vmamba_kernels.rms_norm import fuses, rms_norm
@@ -31,14 +30,12 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
     def _fuses(self, x: Tensor) -> bool:
-        """Whether the operator may stand for PyTorch's, which graphs fuse and all transforms differentiate."""
+        """Whether the operator may stand for PyTorch's, which graphs fuse."""
         return (
             not torch.compiler.is_compiling()
             and fuses(x.dtype, x.device.type)
             and plainly_used(x, (), (self.weight,))
             and x.shape[-1:] == self.normalized_shape
-            and torch._C._functorch.peek_interpreter_stack() is None
-            and forward_ad._current_level < 0
         )
 
 

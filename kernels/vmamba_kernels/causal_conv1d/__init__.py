@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backends import constant_in_graphs, require
+from ..companions import refuse_tangents
 from .arguments import check, directions, grouped, widen
 from .op import forward
 
@@ -59,6 +60,7 @@ def causal_conv1d(
         if x.dtype is torch.float64 and backend != "reference":
             raise ValueError(f"x: float64 {tuple(x.shape)} runs on backend 'reference' only, not on {backend!r}")
     flags = directions(reverse, grouped(x, weight, reverse)[0])
+    refuse_tangents("causal_conv1d", x, weight, bias)
     return forward(x, filters, offsets, flags, silu, flip_output, backend or "")
 
 

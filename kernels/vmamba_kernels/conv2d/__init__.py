@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..backends import require
-from ..companions import check_companions
+from ..companions import check_companions, refuse_tangents
 from .op import forward
 from .products import gains
 from .reference import output_sides
@@ -70,4 +70,5 @@ def conv2d(
         raise ValueError(f"weight: {tuple(weight.shape)} is larger than the padded image of x {tuple(x.shape)}")
     if backend is not None:
         backend = require("conv2d", backend, x.device.type).name
+    refuse_tangents("conv2d", x, weight, bias)
     return forward(x, weight, bias, steps, around, apart, groups, backend or "")

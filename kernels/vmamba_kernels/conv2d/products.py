@@ -17,9 +17,11 @@ FEW = 16  # input channels below which gathering the windows costs more than the
 WINDOWS = 2**24  # numbers in the windows that are gathered at once, at most
 
 
-def gains(weight: Tensor) -> bool:
-    """Whether the gradient of that weight, of one group, is a product, and so faster than PyTorch's."""
-    return weight.device.type == "cpu" and weight.dtype is torch.float32 and weight.shape[1] >= FEW
+def gains(weight: Tensor, dilation: Sequence[int], groups: int) -> bool:
+    """Whether the gradient of that weight is a product with windows that fit, and so faster than PyTorch's."""
+    if weight.device.type != "cpu" or weight.dtype is not torch.float32 or weight.shape[1] < FEW:
+        return False
+    return groups == 1 and max(dilation) == 1
 
 
 def _channel_first(x: Tensor) -> Tensor:
@@ -67,8 +69,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `reference.backward`."""
     dx_wanted, weight_wanted, bias_wanted = wanted
-    product = groups == 1 and max(dilation) == 1 and gains(weight)
-    product = product and dy.shape[1] * dy.shape[2] * weight[0].numel() <= WINDOWS
+    product = gains(weight, dilation, groups) and dy.shape[1] * dy.shape[2] * weight[0].numel() <= WINDOWS
     theirs = [dx_wanted, weight_wanted and not product, False]
     dx = dweight = None
     if any(theirs):

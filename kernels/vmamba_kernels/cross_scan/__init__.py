@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..backends import require
+from ..companions import refuse_tangents
 from .op import TRITON_TYPES, merge, scan
 from .orders import find_order, list_scan_orders, register_scan_order, scan_order
 
@@ -49,6 +50,7 @@ def cross_scan(
     Source: Liu et al., "VMamba", 2024, section 4.2 (SS2D).
     """
     name = _checked("x", x, order, in_channel_first, with_k=one_by_one)
+    refuse_tangents("cross_scan", x)
     return scan(x, name, in_channel_first, out_channel_first, one_by_one, _required("x", x, backend))
 
 
@@ -74,6 +76,7 @@ def cross_merge(
         ValueError, RuntimeError: as `cross_scan`.
     """
     name = _checked("y", y, order, in_channel_first, with_k=True)
+    refuse_tangents("cross_merge", y)
     return merge(y, name, in_channel_first, out_channel_first, one_by_one, _required("y", y, backend))
 
 

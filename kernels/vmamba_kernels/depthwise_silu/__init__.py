@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backends import constant_in_graphs, require
-from ..companions import check_companions
+from ..companions import check_companions, refuse_tangents
 from .compiled import KERNEL
 from .op import backend_for, forward
 
@@ -50,6 +50,7 @@ def depthwise_silu(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, bac
                 f"x: {x.dtype} {tuple(x.shape)} with weight {tuple(weight.shape)} runs on backend 'reference' only, "
                 f"not on {backend!r}, which takes float32 and k = {KERNEL}"
             )
+    refuse_tangents("depthwise_silu", x, weight, bias)
     return forward(x, weight, bias, backend or "")
 
 

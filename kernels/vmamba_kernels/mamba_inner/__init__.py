@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backends import constant_in_graphs, require
+from ..companions import refuse_tangents
 from .arguments import check
 from .op import backend_for, compiled_for, forward
 
@@ -59,6 +60,7 @@ def mamba_inner(
                 f"xz: {xz.dtype} {tuple(xz.shape)} runs on backend 'reference' only, not on {backend!r}, which takes "
                 "float32 and halves of a multiple of 16 channels"
             )
+    refuse_tangents("mamba_inner", *tensors)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     return forward(*tensors, [int(r) for r in reverse], scale, keep, backend or "")[0]
 

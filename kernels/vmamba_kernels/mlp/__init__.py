@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backends import constant_in_graphs, require
-from ..companions import check_companions
+from ..companions import check_companions, refuse_tangents
 from .op import backend_for, forward
 
 __all__ = ["fuses", "mlp"]
@@ -48,6 +48,7 @@ def mlp(
         if backend != "reference" and x.dtype is not torch.float32:
             raise ValueError(f"x: {x.dtype} {tuple(x.shape)} runs on backend 'reference' only, not on {backend!r}")
     tensors = (x, weight1, bias1, weight2, bias2)
+    refuse_tangents("mlp", *tensors)
     keep_hidden = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     return forward(*tensors, keep_hidden, backend or "")[0]
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backends import exporting, require
+from ..companions import refuse_tangents
 from ..selective_scan.arguments import unify, widen
 from .arguments import check, directions
 from .op import forward
@@ -94,6 +95,7 @@ def pooled_scan(
     if u_full.dim() == 3:
         u_full = u_full.unflatten(1, (B.shape[1], u_full.shape[1] // B.shape[1]))
     present = (u_full, u_pooled, delta, A, B, C, D, delta_bias)
+    refuse_tangents("pooled_scan", *present)
     # An exported graph computes the states again if it is differentiated: their number would pin its sizes.
     differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in present)
     save_states = differentiated and not exporting()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backends import constant_in_graphs, require
-from ..companions import check_companions
+from ..companions import check_companions, refuse_tangents
 from .op import backend_for, forward
 
 __all__ = ["fuses", "rms_norm"]
@@ -42,6 +42,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float | None = None, *, backend: st
             raise ValueError(f"x: {x.dtype} {tuple(x.shape)} runs on backend 'reference' only, not on {backend!r}")
     if eps is None:
         eps = torch.finfo(torch.float64 if x.dtype is torch.float64 else torch.float32).eps
+    refuse_tangents("rms_norm", x, weight)
     return forward(x, weight, eps, backend or "")
 
 

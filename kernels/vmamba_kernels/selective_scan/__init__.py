@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backends import require
+from ..companions import refuse_tangents
 from .arguments import fits, refuse, unify, widen
 from .op import by_device, cpu_library, cuda_library, on_reference, on_triton
 
@@ -93,6 +94,7 @@ def selective_scan(
         or (D is not None and D.requires_grad)
         or (delta_bias is not None and delta_bias.requires_grad)
     )
+    refuse_tangents("selective_scan", u, delta, A, B, C, D, delta_bias)
     out, last_state, _ = scan(u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype, save_states)
     return (out, last_state) if return_last_state else out
 

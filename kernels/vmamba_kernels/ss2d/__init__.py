@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backends import constant_in_graphs, names, require
+from ..companions import refuse_tangents
 from ..cross_scan.orders import find_order
 from ..selective_scan.arguments import unify, widen
 from .arguments import check
@@ -74,6 +75,7 @@ def ss2d(
         if dtype is torch.float64 and backend != "reference":
             raise ValueError(f"x: float64 {tuple(x.shape)} runs on backend 'reference' only, not on {backend!r}")
     tensors = (x, x_dbl, dt_weight, A, D, delta_bias)
+    refuse_tangents("ss2d", *tensors)
     save_states = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     return forward(*tensors, found.name, channel_first, out_dtype, save_states, backend or "")[0]
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backends import require
+from ..companions import refuse_tangents
 from ..selective_scan.arguments import unify, widen
 from .arguments import check, chunk_length, limits
 from .op import forward
@@ -99,6 +100,7 @@ def ssd(
     if D is not None and D.dim() == 1:
         D = D[:, None].expand(-1, x.shape[3])
     inputs = (x, dt, A, B, C, D, dt_bias, initial_states)
+    refuse_tangents("ssd", *inputs)
     within = out_dtype if z is None else work
     y, last = forward(*inputs, dt_softplus, low, high, within, chunk, backend or "")
     if z is not None:
