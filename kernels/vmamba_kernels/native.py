@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 
 FOLDER = Path(__file__).parent
-CPU_TASKS = 16  # as many as a backward is cut into where the shape allows; sums must not depend on threads
+# As many as a backward is cut into where the shape allows; sums must not depend on threads. kTasks of csrc/cpu/tasks.h.
+CPU_TASKS = 16
 REMEDY = (
     "build it with `VMAMBA_BUILD=cpu pip install --no-build-isolation -e .` from the checkout (needs g++ or clang++)"
 )

@@ -191,7 +191,6 @@ def test_what_a_stream_cannot_do_is_one_line(streamed):
 
 
 def test_the_package_webdataset_streams_shards(tmp_path, monkeypatch):
-    pytest.importorskip("webdataset", reason="the package webdataset is not installed")
     for split, count in (("train", 12), ("val", 6)):
         with tarfile.open(tmp_path / f"{split}-0.tar", "w") as file:
             for number in range(count):

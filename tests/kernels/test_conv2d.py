@@ -110,15 +110,29 @@ def test_opcheck(backend: str, features: int) -> None:
         torch.library.opcheck(backward, (dy, x, weight, *options, wanted, backend), test_utils=brief)
 
 
-def test_compile_and_vmap() -> None:
+class Layer(torch.nn.Module):
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return conv2d(x, weight, bias, 2, 1)
+
+
+def test_compile_export_and_vmap() -> None:
     tensors = case((2, 5, 6, 16), (4, 16, 3, 3))
     dy = torch.randn(2, 3, 4, 4)
     compiled = torch.compile(conv2d, fullgraph=True, dynamic=True, backend="aot_eager")
     for got, eager in zip(results(compiled, tensors, dy), results(conv2d, tensors, dy), strict=True):
         assert torch.equal(got, eager)
     x, *weights = tensors
+    sizes = dict.fromkeys(range(3), torch.export.Dim.DYNAMIC)
+    exported = torch.export.export(Layer(), (x, *weights), dynamic_shapes=(sizes, None, None)).module()
+    other = torch.randn(4, 8, 7, 16)
+    assert torch.equal(exported(other, *weights), conv2d(other, *weights, 2, 1))
     mapped = torch.vmap(conv2d, (0, None, None))(torch.stack([x, 2 * x]), *weights)
     assert torch.equal(mapped, torch.stack([conv2d(x, *weights), conv2d(2 * x, *weights)]))
+
+
+def test_the_operator_knows_no_other_backend() -> None:
+    with pytest.raises(KeyError, match="gpu"):
+        forward(*case((1, 3, 3, 4), (6, 4, 2, 2)), [1, 1], [0, 0], [1, 1], 1, "gpu")
 
 
 @pytest.mark.parametrize(
@@ -135,6 +149,18 @@ def test_compile_and_vmap() -> None:
         ({"groups": 3}, ["groups", "3", "(1, 3, 3, 4)"]),
         ({"stride": 0}, ["stride", "0"]),
         ({"padding": (1, 2, 3)}, ["padding", "(1, 2, 3)"]),
+        ({"padding": [1]}, ["padding", "[1]"]),
+        ({"padding": "same"}, ["padding", "'same'"]),
+        ({"dilation": (1,)}, ["dilation", "(1,)"]),
+        ({"stride": 1.5}, ["stride", "1.5"]),
+        ({"stride": (1.5, 2)}, ["stride", "(1.5, 2)"]),
+        ({"groups": 2.0}, ["groups", "2.0"]),
+        ({"x": torch.zeros(1, 0, 3, 4)}, ["x: ", "(1, 0, 3, 4)"]),
+        ({"x": torch.zeros(1, 3, 0, 4)}, ["x: ", "(1, 3, 0, 4)"]),
+        ({"x": torch.zeros(1, 3, 3, 0), "weight": torch.zeros(6, 0, 2, 2)}, ["x: ", "(1, 3, 3, 0)"]),
+        ({"weight": torch.zeros(0, 2, 2, 2), "bias": torch.zeros(0)}, ["weight: ", "(0, 2, 2, 2)"]),
+        ({"weight": torch.zeros(6, 2, 0, 2)}, ["weight: ", "(6, 2, 0, 2)"]),
+        ({"weight": torch.zeros(6, 2, 2, 0)}, ["weight: ", "(6, 2, 2, 0)"]),
         ({"backend": "gpu"}, ["backend", "gpu"]),
     ],
 )

@@ -200,11 +200,17 @@ def test_every_output_is_written(run, layout, case):
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize(
-    ("grid", "axes"), [((4, 6), -1), ((4, 6), 0), ((2, 3, 4), (1,)), ((2, 3, 4), (0, 2)), ((5, 1), 0)]
-)
-def test_pooling(grid, axes):
-    u = torch.randn(2, 3, *grid, dtype=torch.float64, requires_grad=True)
+PLANES = [((4, 6), -1), ((4, 6), 0), ((5, 1), 0), ((5, 1), 1), ((1, 5), 0), ((1, 5), 1)]
+
+
+@pytest.mark.parametrize("beside", ["tokens", "channels"])
+@pytest.mark.parametrize(("grid", "axes"), [*PLANES, ((2, 3, 4), (1,)), ((2, 3, 4), (0, 2))])
+def test_pooling(grid, axes, beside):
+    u = torch.randn(2, 3, *grid, dtype=torch.float64)
+    if beside == "channels":
+        u = u.movedim(1, -1).contiguous().movedim(-1, 1)
+    assert (u.flatten(2).stride(-2) == 1) == (beside == "channels")
+    u.requires_grad_()
     dims = tuple(d % len(grid) + 2 for d in ((axes,) if isinstance(axes, int) else axes))
     for reduce, plain in (("mean", torch.mean), ("max", torch.amax)):
         got = pool_tokens(u.flatten(2), grid, axes, reduce=reduce, scale=0.25)

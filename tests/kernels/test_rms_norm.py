@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,8 @@ from torch import Tensor
 from vmamba_kernels import native
 from vmamba_kernels.rms_norm import compiled, rms_norm
 from vmamba_kernels.rms_norm.op import backward, forward
+
+from .gradients import assert_exact, results
 
 CPU_MISSING = compiled.missing("cpu")
 CPU = pytest.param("cpu", marks=pytest.mark.skipif(bool(CPU_MISSING), reason=f"rms_norm: {CPU_MISSING}"))
@@ -30,17 +34,12 @@ def plain(x: Tensor, weight: Tensor, eps: float | None = EPS) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
-def results(function, tensors: list[Tensor], dy: Tensor) -> list[Tensor]:
-    leaves = [t.detach().clone().requires_grad_() for t in tensors]
-    y = function(*leaves, EPS)
-    return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
+def normed(backend: str | None = None) -> partial[Tensor]:
+    return partial(rms_norm, eps=EPS, backend=backend)
 
 
 def check(ours: list[Tensor], tensors: list[Tensor], dy: Tensor) -> None:
-    wanted = results(plain, [t.double() for t in tensors], dy.double())
-    for name, got, exact in zip(NAMES, ours, wanted, strict=True):
-        assert got.shape == exact.shape and got.isfinite().all(), name
-        assert (got.double() - exact).norm() <= 1e-6 * exact.norm(), name
+    assert_exact(ours, results(plain, [t.double() for t in tensors], dy.double()), NAMES, 1e-6)
 
 
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
@@ -51,7 +50,7 @@ def test_the_compiled_backend_agrees_with_float64(shape: tuple[int, ...], isa: s
     tensors, dy = case(shape)
     try:
         with native.use_cpu_isa(isa):
-            check(results(lambda *t: rms_norm(*t, backend="cpu"), tensors, dy), tensors, dy)
+            check(results(normed("cpu"), tensors, dy), tensors, dy)
     except ValueError as error:
         pytest.skip(str(error))
 
@@ -59,14 +58,14 @@ def test_the_compiled_backend_agrees_with_float64(shape: tuple[int, ...], isa: s
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_reference_agrees_with_float64(shape: tuple[int, ...]) -> None:
     tensors, dy = case(shape)
-    check(results(lambda *t: rms_norm(*t, backend="reference"), tensors, dy), tensors, dy)
+    check(results(normed("reference"), tensors, dy), tensors, dy)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_strides_change_nothing(backend: str) -> None:
     (x, weight), dy = case((4, 6, 10))
     strided = [torch.stack([t, t], -1)[..., 1] for t in (x.transpose(0, 1), weight, dy.transpose(0, 1))]
-    wanted = results(lambda *t: rms_norm(*t, backend=backend), [x.transpose(0, 1).contiguous(), weight], strided[2])
+    wanted = results(normed(backend), [x.transpose(0, 1).contiguous(), weight], strided[2])
     y = rms_norm(*strided[:2], EPS, backend=backend)
     assert y.is_contiguous() and torch.equal(y, wanted[0])
     for got, same in zip(backward(strided[2], *strided[:2], EPS, backend), wanted[1:], strict=True):
@@ -135,8 +134,8 @@ def test_opcheck(backend: str) -> None:
 
 def test_compile_export_and_vmap() -> None:
     (x, weight), dy = case((6, 10))
-    graph = torch.compile(rms_norm, fullgraph=True, dynamic=True, backend="aot_eager")
-    for got, eager in zip(results(graph, [x, weight], dy), results(rms_norm, [x, weight], dy), strict=True):
+    graph = partial(torch.compile(rms_norm, fullgraph=True, dynamic=True, backend="aot_eager"), eps=EPS)
+    for got, eager in zip(results(graph, [x, weight], dy), results(normed(), [x, weight], dy), strict=True):
         assert torch.equal(got, eager)
 
     class Layer(torch.nn.Module):
@@ -157,9 +156,9 @@ def test_compile_export_and_vmap() -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_autocast_around_it_changes_nothing(backend: str) -> None:
     tensors, dy = case((3, 8))
-    outside = results(lambda *t: rms_norm(*t, backend=backend), tensors, dy)
+    outside = results(normed(backend), tensors, dy)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = results(lambda *t: rms_norm(*t, backend=backend), tensors, dy)
+        inside = results(normed(backend), tensors, dy)
     assert all(b.dtype is torch.float32 and torch.equal(a, b) for a, b in zip(outside, inside, strict=True))
 
 

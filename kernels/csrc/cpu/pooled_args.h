@@ -1,7 +1,7 @@
 // What the kernels of the pooled scan are told. Plain data, no PyTorch.
 //
-// B batch, K groups of D channels, L tokens as [outer, pool1, inner, pool2], P = outer * inner pooled steps. K' and D' are
-// K and D where the groups are averaged; otherwise every group is worked on alone, as K * B images of one group.
+// B batch, K groups of D channels, L tokens as [outer, pool1, inner, pool2], P = outer * inner pooled steps. K' and D'
+// are K and D where the groups are averaged; otherwise every group is worked on alone, as K * B images of one group.
 #pragma once
 
 #include "../common/selective_scan_args.h"

@@ -1,5 +1,5 @@
-// The passes of the pooled scan over the tokens: forward, the expansion of the pooled steps with the skip; backward, the
-// sums of the gradients of a step's tokens. Either layout; every tensor is read or written once.
+// The passes of the pooled scan over the tokens: forward, the expansion of the pooled steps with the skip; backward,
+// the sums of the gradients of a step's tokens. Either layout; every tensor is read or written once.
 #pragma once
 
 namespace {
@@ -113,7 +113,8 @@ void gather_channel_last(const GatherArgs& a, i64 begin, i64 end) {
             u[k] = at<const T>(a.u, t.batch, t.group + k, 0, l);
             du[k] = at<T>(a.du, t.batch, t.group + k, 0, l);
           }
-          gather_line<K, Skip, true, true>(s.channels, at<const G>(a.dy, t.batch, t.group, 0, l), D, u, share, du, dz, dD);
+          const G* dy = at<const G>(a.dy, t.batch, t.group, 0, l);
+          gather_line<K, Skip, true, true>(s.channels, dy, D, u, share, du, dz, dD);
         }
     }
   }

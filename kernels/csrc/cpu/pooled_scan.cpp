@@ -19,7 +19,8 @@ void* moved(const Tensor& t, i64 elements) {
 // The channels from `channel` on of a [B, channels, P], walked from its end if `back`.
 Sequence walk(const Tensor& t, i64 channel, bool back) {
   const i64 end = back ? (t.size(2) - 1) * t.stride(2) : 0;
-  return {moved(t, channel * t.stride(1) + end), type_of(t), t.stride(0), t.stride(1), back ? -t.stride(2) : t.stride(2)};
+  const i64 step = back ? -t.stride(2) : t.stride(2);
+  return {moved(t, channel * t.stride(1) + end), type_of(t), t.stride(0), t.stride(1), step};
 }
 
 Projection walk_projection(const Tensor& t, i64 group, bool back) {

@@ -14,7 +14,8 @@ constexpr int kBackColumns = 2;
 template <int NB, bool Above>
 void backward_states(const float* dt, const float* dtu, const Rows dy, const float* A2, i64 width, const float* B,
                      const float* C, i64 states, float* state, float* carry, float* decay, float* before,
-                     float* through_B, float* through_A, i64 through_stride, float* dB, float* dC, float* dA, i64 steps) {
+                     float* through_B, float* through_A, i64 through_stride, float* dB, float* dC, float* dA,
+                     i64 steps) {
   constexpr int W = Vec::W;
   Vec h[NB];
   for (int n = 0; n < NB; ++n) h[n] = Vec::load(state + n * width);
@@ -370,7 +371,8 @@ void backward_tasks(const BackwardArgs& args, i64 begin, i64 end) {
 
 void backward(const BackwardArgs& args, i64 begin, i64 end) {
   if (!args.in.softplus) return backward_tasks<false, true>(args, begin, end);
-  if (all_shrink(args.in.A, args.sizes.channels() * args.sizes.states)) return backward_tasks<true, false>(args, begin, end);
+  const bool shrink = all_shrink(args.in.A, args.sizes.channels() * args.sizes.states);
+  if (shrink) return backward_tasks<true, false>(args, begin, end);
   backward_tasks<true, true>(args, begin, end);
 }
 

@@ -212,7 +212,8 @@ void Forward<Softplus, Above>::one_state(const Task& task, const Tile& tile, Row
                                 B_stride, C, C_stride, h_ + c, tile.steps);
   };
   i64 c = 0;
-  for (; c + kColumns * Vec::W <= task.width; c += kColumns * Vec::W) columns(std::integral_constant<int, kColumns>{}, c);
+  for (; c + kColumns * Vec::W <= task.width; c += kColumns * Vec::W)
+    columns(std::integral_constant<int, kColumns>{}, c);
   for (; c < task.width; c += Vec::W) columns(std::integral_constant<int, 1>{}, c);
 }
 
@@ -246,7 +247,8 @@ void forward_tasks(const ForwardArgs& args, i64 begin, i64 end) {
 
 void forward(const ForwardArgs& args, i64 begin, i64 end) {
   if (!args.in.softplus) return forward_tasks<false, true>(args, begin, end);
-  if (all_shrink(args.in.A, args.sizes.channels() * args.sizes.states)) return forward_tasks<true, false>(args, begin, end);
+  const bool shrink = all_shrink(args.in.A, args.sizes.channels() * args.sizes.states);
+  if (shrink) return forward_tasks<true, false>(args, begin, end);
   forward_tasks<true, true>(args, begin, end);
 }
 

@@ -39,7 +39,8 @@ struct Call {
     sizes.states = A.size(1);
     STD_TORCH_CHECK(sizes.length > 0 && channels > 0 && groups > 0 && channels % groups == 0 && delta_channels > 0 &&
                         channels % delta_channels == 0 && sizes.states > 0 && sizes.states <= 256,
-                    "selective_scan on cpu: expected L >= 1, 1 <= N <= 256, and groups and delta channels dividing u's");
+                    "selective_scan on cpu: expected L >= 1, 1 <= N <= 256, and groups and delta channels "
+                    "dividing u's");
     check_shape(delta, {batch, delta_channels, sizes.length}, kOperator, "delta");
     A = dense(A_in, {channels, sizes.states}, kOperator, "A");
     check_shape(B, {batch, groups, sizes.states, sizes.length}, kOperator, "B");

@@ -179,9 +179,9 @@ void Ss2dBackward<Above>::many_states(i64 width, i64 steps, Rows x, Rows dy) {
     const float *B = p_ + s_.rank + n, *C = B + s_.states;
     for (i64 c = 0; c < width; c += Vec::W) {
       const i64 weight = n * width + c;
-      backward_states<NB, Above>(dt_ + c, dtx_ + c, {dy.data + c, dy.stride}, weights_.A2 + weight, width, B, C, section,
-                                 h_ + weight, carry_ + weight, decay_, before_, through_B_ + c, through_A_ + c, width,
-                                 dB_, dC_, dA_ + weight, steps);
+      backward_states<NB, Above>(dt_ + c, dtx_ + c, {dy.data + c, dy.stride}, weights_.A2 + weight, width, B, C,
+                                 section, h_ + weight, carry_ + weight, decay_, before_, through_B_ + c, through_A_ + c,
+                                 width, dB_, dC_, dA_ + weight, steps);
     }
     for (i64 l = 0; l < steps; ++l)
       for (int i = 0; i < NB; ++i) {

@@ -10,7 +10,7 @@
 namespace vmamba {
 
 // As many tasks as a backward is cut into where the shape allows. Never the number of threads: sums must not depend on
-// it.
+// it. CPU_TASKS of vmamba_kernels/native.py is the same number.
 constexpr i64 kTasks = 16;
 
 // Runs run(begin, end) over the tasks [0, count); `work` is what they do in all, in multiply-adds of a scan.

@@ -149,7 +149,8 @@ inline void flush(const Sequence& s, const Tile& t, Rows rows) {
 
 template <class T>
 void pack(const Projection& p, i64 batch, i64 group, i64 start, i64 steps, i64 states, float* to) {
-  const T* from = static_cast<const T*>(p.data) + batch * p.batch_stride + group * p.group_stride + start * p.time_stride;
+  const T* from = static_cast<const T*>(p.data);
+  from += batch * p.batch_stride + group * p.group_stride + start * p.time_stride;
   if (p.state_stride == 1) {
     for (i64 l = 0; l < steps; ++l)
       for (i64 n = 0; n < states; ++n) to[l * states + n] = widen(from[l * p.time_stride + n]);

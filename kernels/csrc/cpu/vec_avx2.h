@@ -29,7 +29,8 @@ struct Split {
   Vec f;
 };
 VMAMBA_INLINE Split split(Vec x) {
-  return {_mm256_cvtps_epi32(x.v), {_mm256_sub_ps(x.v, _mm256_round_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC))}};
+  const __m256 nearest = _mm256_round_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return {_mm256_cvtps_epi32(x.v), {_mm256_sub_ps(x.v, nearest)}};
 }
 // a * 2^k.
 VMAMBA_INLINE Vec scale(Vec a, __m256i k) {

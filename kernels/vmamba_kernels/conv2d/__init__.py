@@ -16,21 +16,26 @@ __all__ = ["conv2d", "gains"]
 
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> list[int]:
-    pair = [value, value] if isinstance(value, int) else list(value)
-    if len(pair) != 2 or min(pair) < least:
+    pair = list(value) if isinstance(value, Sequence) else [value, value]
+    if len(pair) != 2 or not all(isinstance(side, int) and side >= least for side in pair):
         raise ValueError(f"{name}: expected one or two integers of at least {least}, got {value!r}")
     return pair
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
-    if x.dim() != 4:
-        raise ValueError(f"x: expected [B, H, W, C], got {tuple(x.shape)}")
-    if groups < 1 or x.shape[3] % groups:
+    if x.dim() != 4 or any(size < 1 for size in x.shape[1:]):
+        raise ValueError(f"x: expected [B, H, W, C], none but B 0, got {tuple(x.shape)}")
+    if not isinstance(groups, int) or groups < 1 or x.shape[3] % groups:
         raise ValueError(f"groups: expected a divisor of C, got {groups} for x {tuple(x.shape)}")
-    if weight.dim() != 4 or weight.shape[1] * groups != x.shape[3] or weight.shape[0] % groups:
+    if (
+        weight.dim() != 4
+        or weight.shape[1] * groups != x.shape[3]
+        or weight.shape[0] % groups
+        or any(size < 1 for size in weight.shape)
+    ):
         raise ValueError(
-            f"weight: expected [O, C / {groups}, m, n], O a multiple of {groups}, for x {tuple(x.shape)}, got "
-            f"{tuple(weight.shape)}"
+            f"weight: expected [O, C / {groups}, m, n], none 0 and O a multiple of {groups}, for x {tuple(x.shape)}, "
+            f"got {tuple(weight.shape)}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias: expected [{weight.shape[0]}], got {tuple(bias.shape)} for x {tuple(x.shape)}")
@@ -60,13 +65,14 @@ def conv2d(
     not computed. On a CPU the gradient of a float32 weight of 16 or more channels is a product with the windows of x.
 
     Raises:
-        ValueError: a wrong shape, type or device, a kernel larger than the padded image, or an unknown backend.
+        ValueError: a wrong shape, type, device or option, a size other than B of 0, a kernel larger than the padded
+            image, or an unknown backend.
 
     Source: LeCun et al., "Gradient-based learning applied to document recognition", 1998, section II.
     """
     _check(x, weight, bias, groups)
     steps, around, apart = _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 1)
-    if min(output_sides(x, weight, steps, around, apart)) < 1:
+    if any(side < 1 for side in output_sides(x, weight, steps, around, apart)):
         raise ValueError(f"weight: {tuple(weight.shape)} is larger than the padded image of x {tuple(x.shape)}")
     if backend is not None:
         backend = require("conv2d", backend, x.device.type).name

@@ -17,10 +17,11 @@ _OPTIONS = "int[] stride, int[] padding, int[] dilation, int groups"
 register(Backend("conv2d", "pytorch"))
 register(Backend("conv2d", "reference"))
 
+_MODULES = {"pytorch": products, "reference": reference}
+
 
 def _module(x: Tensor, backend: str) -> ModuleType:
-    chosen = backend or choose("conv2d", x.device.type)[0].name
-    return reference if chosen == "reference" else products
+    return _MODULES[backend or choose("conv2d", x.device.type)[0].name]
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *given: Any) -> Tensor:

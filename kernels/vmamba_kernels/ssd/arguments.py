@@ -100,8 +100,10 @@ def limits(dt_limit: Any) -> tuple[float | None, float | None]:
     if not isinstance(dt_limit, (tuple, list)) or len(dt_limit) != 2:
         raise ValueError(f"dt_limit: expected two numbers (low, high), got {dt_limit!r}")
     low, high = dt_limit
-    if not low <= high:
-        raise ValueError(f"dt_limit: expected low <= high, got {dt_limit!r}")
+    if not all(isinstance(bound, (int, float)) for bound in dt_limit):
+        raise ValueError(f"dt_limit: expected two numbers (low, high), got {dt_limit!r}")
+    if not low <= high or low == math.inf or high == -math.inf:
+        raise ValueError(f"dt_limit: expected low <= high with a number between them, got {dt_limit!r}")
     lowest, highest = float(low), float(high)
     return None if lowest == -math.inf else lowest, None if highest == math.inf else highest
 
