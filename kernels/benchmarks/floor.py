@@ -21,13 +21,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vmamba.host_memory import keep_freed_memory
-from vmamba.models.convolution import Conv2d
 from vmamba.models.layers import Mlp
 from vmamba.models.vim_mixer import VimMixer
 from vmamba.steps import by_turns, inference_step, training_step
 
 NETWORKS = ("vmamba_tiny_s1l8", "swin_tiny_patch4_window7_224")
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+GROUPS = {"aten::convolution": 8, "aten::convolution_backward": 9, "vmamba::conv2d": 6, "vmamba::conv2d_backward": 6}
 Call = tuple[str, tuple[Any, ...]]  # the op and its arguments, a tensor as its size and strides
 
 
@@ -39,8 +39,7 @@ class Products(TorchDispatchMode):
         self.calls: Counter[Call] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name.partition("::")[2]
-        groups = {"convolution": 8, "convolution_backward": 9}.get(name)
+        name, groups = func._schema.name.partition("::")[2], GROUPS.get(func._schema.name)
         product = name in ("mm", "addmm", "bmm", "baddbmm") or name.startswith("_scaled_dot")
         if product or (groups is not None and args[groups] == 1):
             kept = (((a.shape, a.stride()) if isinstance(a, Tensor) else a) for a in args)
@@ -63,13 +62,32 @@ def _attention(name: str, tensors: list[Tensor]) -> Callable[[], Any]:
     return lambda: (q @ v.mT, p.mT @ q, p @ k, p.mT @ q)
 
 
+def _convolution_backward(name: str, made: list[Any]) -> dict[str, Callable[[], Any]]:
+    """The gradients of a dense convolution by PyTorch's operator and by ours, the recorded one first."""
+    if name == "conv2d_backward":
+        dy, x, weight, stride, padding, dilation, groups, wanted, _ = made
+        dy, x = (t.permute(0, 3, 1, 2) for t in (dy, x))
+    else:
+        dy, x, weight, _, stride, padding, dilation, _, _, groups, wanted = made
+    lasts, options = [t.permute(0, 2, 3, 1) for t in (dy, x)], (stride, padding, dilation)
+    theirs, ours = torch.ops.aten.convolution_backward, torch.ops.vmamba.conv2d_backward
+    ways = {
+        "convolution_backward": lambda: theirs(dy, x, weight, [len(weight)], *options, False, [0, 0], groups, wanted),
+        "conv2d_backward": lambda: ours(*lasts, weight, *options, groups, wanted, ""),
+    }
+    return {name: ways.pop(name), **ways}
+
+
 def contenders(call: Call, device: torch.device) -> dict[str, Callable[[], Any]]:
     """The ways to compute a recorded call, on random tensors of its sizes and strides."""
     name, args = call
     made = [_made(a, device) if isinstance(a, tuple) and a and isinstance(a[0], torch.Size) else a for a in args]
     if name.startswith("_scaled_dot"):
         return {"bmm": _attention(name, [m for m in made if isinstance(m, Tensor)])}
-    found: dict[str, Callable[[], Any]] = {name: lambda: getattr(torch.ops.aten, name)(*made)}
+    if name == "conv2d_backward" or (name == "convolution_backward" and made[2].dim() == 4 and not made[7]):
+        return _convolution_backward(name, made)
+    library = torch.ops.vmamba if name == "conv2d" else torch.ops.aten
+    found: dict[str, Callable[[], Any]] = {name: lambda: getattr(library, name)(*made)}
     if name in ("mm", "addmm") and ONEDNN is not None and device.type == "cpu":
         *bias, a, b = made if name == "mm" else (made[0], *made[1:3])
         added = bias[0].contiguous() if bias else None
@@ -78,7 +96,7 @@ def contenders(call: Call, device: torch.device) -> dict[str, Callable[[], Any]]
 
 
 def alone(calls: Counter[Call], clock: Clock) -> tuple[float, float]:
-    """Seconds of all calls, each by the way that PyTorch takes, and each by its fastest way."""
+    """Seconds of all calls, each by the way that the step takes, and each by its fastest way."""
     taken, best = 0.0, 0.0
     for call, count in calls.items():
         ways = contenders(call, clock.device)
@@ -94,8 +112,6 @@ def step_of(name: str, mode: str, images: Tensor, seen: bool) -> Callable[[], ob
     for module in model.modules() if seen else ():
         if isinstance(module, Mlp | VimMixer):  # a layer with a hook is called as itself
             (module.act if isinstance(module, Mlp) else module.layernorm).register_forward_hook(lambda *_: None)
-        if isinstance(module, Conv2d):
-            module._by_name = lambda *_: False  # type: ignore[method-assign]
     step = inference_step(model, images) if mode == "inference" else training_step(model, images, optimizer=False)
     if seen and mode == "inference":
         step = torch.no_grad()(lambda: model.eval()(images))  # inference mode would show layers, not their products
@@ -121,8 +137,8 @@ def main() -> None:
         f"{'kept' if memory_kept else 'returned'}; whole: forward, in training loss and backward too, median of "
         f"{args.turns} turns, the networks by turns. Products: every mm, addmm, bmm, dense convolution and the "
         "products of every attention of one such step (seed 0, with the images that DropPath left), on random tensors "
-        f"of their sizes and strides; {clock.method()}; fastest: the better of PyTorch's call and oneDNN's linear "
-        "layer with the copies that it needs"
+        f"of their sizes and strides; {clock.method()}; fastest: the better of the step's call and oneDNN's linear "
+        "layer with the copies that it needs; for a dense convolution's gradients, of PyTorch's operator and conv2d's"
     )
     report = Report("floor", args.device, method)
     images = torch.randn(args.batch, 3, args.size, args.size, device=clock.device)

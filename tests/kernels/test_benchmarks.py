@@ -125,18 +125,22 @@ def test_the_convolutions_and_the_pooled_scans_agree(bench) -> None:
 def test_the_products_of_a_step_are_counted_and_made_again(bench) -> None:
     pytest.importorskip("timm")
     floor = import_module("floor")
-    layers = [torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 4, 3, groups=4), torch.nn.Flatten(), torch.nn.Linear(16, 5)]
+    ours = import_module("vmamba.models.convolution").Conv2d(16, 4, 2)
+    layers = [torch.nn.Conv2d(3, 16, 3), torch.nn.Conv2d(16, 16, 3, groups=16), ours]
+    layers += [torch.nn.Flatten(), torch.nn.Linear(4, 5)]
     with floor.Products() as recorded:
         torch.nn.Sequential(*layers)(torch.rand(2, 3, 6, 6)).sum().backward()
         q, k, v = torch.rand(3, 2, 1, 4, 8).unbind(0)
         torch.nn.functional.scaled_dot_product_attention(q, k, v)
     counts = {name: sum(n for (op, _), n in recorded.calls.items() if op.startswith(name)) for name in ("conv", "mm")}
-    assert counts == {"conv": 2, "mm": 2}  # dense only, forward and backward; the linear layer's two gradients
-    assert sum(recorded.calls.values()) - 4 == 2  # its addmm, and the attention
+    assert counts == {"conv": 4, "mm": 2}  # dense only, forward and backward; the linear layer's two gradients
+    assert sum(recorded.calls.values()) - 6 == 2  # its addmm, and the attention
     for call in recorded.calls:
         made = [way() for way in floor.contenders(call, torch.device("cpu")).values()]
         if call[0] in ("mm", "addmm"):
             assert all(torch.allclose(other, made[0], rtol=1e-5) for other in made)
+        if call[0].endswith("backward"):  # the gradient of the weight, by PyTorch's operator and by ours
+            assert len(made) == 2 and torch.allclose(made[0][1], made[1][1], rtol=1e-4)
 
 
 @pytest.mark.slow

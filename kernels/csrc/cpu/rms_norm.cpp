@@ -1,5 +1,7 @@
 // vmamba::_rms_norm_rows and its backward on CPU tensors: checks, allocation, and the tasks on PyTorch's threads.
 
+#include <algorithm>
+
 #include "instruction_set.h"
 #include "rms_norm_args.h"
 #include "tasks.h"
@@ -8,9 +10,11 @@
 namespace vmamba {
 namespace {
 
-// Numbers and rows of a task: enough to outweigh its start; few enough that there are many of them, and that the sum
-// of a task stays exact. The shape alone decides, so that sums are the same for any number of threads.
+// Numbers and rows of a task: enough to outweigh its start, and that its part of dweight is small beside its rows; few
+// enough that there are many of them, and that the sum of a task stays exact. The shape alone decides, so that sums are
+// the same for any number of threads.
 constexpr i64 kNumbers = 1 << 13;
+constexpr i64 kLeastRows = 32;
 constexpr i64 kMostRows = 256;
 
 constexpr const char* kOperator = "rms_norm on cpu";
@@ -23,8 +27,7 @@ struct Call {
     STD_TORCH_CHECK(!shape.empty(), "rms_norm on cpu: expected x [..., D]");
     args.channels = shape.back();
     args.rows = args.channels ? x.numel() / args.channels : 0;
-    const i64 rows = 1 + kNumbers / (args.channels + 1);
-    args.rows_per_task = rows < kMostRows ? rows : kMostRows;
+    args.rows_per_task = std::clamp(kNumbers / (args.channels + 1), kLeastRows, kMostRows);
     args.eps = static_cast<float>(eps);
     args.x = dense_floats(x, shape, kOperator, "x");
     args.weight = dense_floats(weight, {args.channels}, kOperator, "weight");
