@@ -28,7 +28,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float | None = None, *, backend: st
         backend: None chooses by device and type; "cpu" (float32) or "reference" insist.
 
     Differentiable once in both tensors; only they are saved for the backward. Arithmetic is float32, or float64 for
-    float64; the relative error of the CPU's is below 1e-6 where dx does not cancel, as it does in rows of one to three
+    float64; the relative error of the CPU's is below 1e-6 where dx does not cancel, as it can in rows of one to three
     numbers.
 
     Raises:
