@@ -1,6 +1,6 @@
 """The convolution by PyTorch's own, and by matrix products with the windows of the image where those are faster.
 
-oneDNN takes twice as long as such a product for the gradient of a weight where maps lie channel-last; and for a map of
+oneDNN takes longer than such a product for the gradient of a weight where maps lie channel-last; and for a map of
 few positions the forward spends its time on turning over the weight.
 """
 
