@@ -4,13 +4,16 @@ RMSNorm, projections, convolution, scan in both directions, gate and residual of
 weights. "training" is the forward and the gradients of the input and of every parameter. "plain,mambapy" is the block
 as one would write it in PyTorch, each direction by itself and the second on flipped tokens, around the parallel scan of
 PyPI's mambapy; "plain,our scan" is the same around ours, so that the two ratios part what the scan gains from what the
-rest does. Before it is timed, a plain block has to give our output and our gradients on one image.
+rest does. What the C library does with freed memory weighs much in the tensors of a plain block, so its settings are
+printed: by default none, as for the other operators; with MALLOC_MMAP_MAX_=0 and its kin it keeps it, as in the trainer.
+Before it is timed, a plain block has to give our output and our gradients on one image.
 Necessary bytes: tokens and weights read and the output written once; backward: these but the output and dy read, the
 gradients written.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 
@@ -22,7 +25,6 @@ from selective_scan import ours as our_scan
 from shapes import NETWORKS, tokens
 from torch import Tensor
 
-from vmamba.host_memory import keep_freed_memory
 from vmamba.models.vim_block import Block, RMSNorm
 from vmamba.models.vim_mixer import VimMixer
 
@@ -129,6 +131,7 @@ def necessary_bytes(case: Case) -> int:
 BENCHMARK = Benchmark("vim_block", contenders, necessary_bytes)
 
 if __name__ == "__main__":
-    print(f"freed host memory {'kept' if keep_freed_memory() else 'returned'}, for every contender")
+    settings = {name: value for name, value in os.environ.items() if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    print(f"host memory, for every contender: {settings or 'as the C library gives it, nothing set'}")
     modes = ["forward", "training"]
     main(BENCHMARK, __doc__, ["vim_tiny"], KNOWN, tokens, modes=modes, batch=[8], threads=2, seconds=2.0, budget=300.0)
