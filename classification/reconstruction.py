@@ -20,6 +20,8 @@ from classification.world import World
 from vmamba.errors import UserError, closest
 from vmamba.models.from_config import is_autoencoder
 from vmamba.models.mae_variants import MAE_VARIANTS
+from vmamba.models.vim_patches import pair
+from vmamba.preprocess import image_size
 
 # Settings that need labels or a head, and the value that turns each off.
 _OF_LABELS: dict[str, Any] = {
@@ -28,12 +30,18 @@ _OF_LABELS: dict[str, Any] = {
     "AUG.CUTMIX_MINMAX": None,
     "DISTILL.TYPE": "none",
     "TRAIN.COSUB": False,
+    "TRAIN.LOSS.NAME": "cross_entropy",
     "TRAIN.LINEAR_PROBE": False,
     "MODEL.HEAD_NORM": False,
     "TRAINCOST_MODE": False,
 }
 # Those that do nothing here; their defaults are passed over.
-_WITHOUT_EFFECT: dict[str, Any] = {"MODEL.LABEL_SMOOTHING": 0, "MODEL.DROP_PATH_RATE": 0, "MODEL.DROP_RATE": 0}
+_WITHOUT_EFFECT: dict[str, Any] = {
+    "MODEL.LABEL_SMOOTHING": 0,
+    "MODEL.DROP_PATH_RATE": 0,
+    "MODEL.DROP_RATE": 0,
+    "TRAIN.DROP_PATH_SCHEDULE.NAME": "constant",
+}
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,15 @@ class Reconstruction:
             value = value_of(config, key)
             if value != off:
                 raise UserError(f"{key} {value}: an autoencoder has no labels and no head; set it to {off}")
+        size, built = image_size(config), config.MODEL.TIMM.get("img_size")
+        if built is not None and pair("MODEL.TIMM.img_size", built) != size:
+            raise UserError(
+                f"MODEL.TIMM.img_size {built}: an autoencoder sees images of one size, DATA.IMG_SIZE "
+                f"{config.DATA.IMG_SIZE}; leave it out"
+            )
+        named = sorted(set(config.TRAIN.FORWARD) - {"mask_ratio"})
+        if named:
+            raise UserError(f"TRAIN.FORWARD.{named[0]}: of an autoencoder's forward only mask_ratio can be set")
 
     def loss(self, trainer: Trainer, images: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of the network itself, with a mask drawn anew for every image."""

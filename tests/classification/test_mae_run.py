@@ -15,6 +15,8 @@ from PIL import Image
 import classification.train
 from classification.mae import main as mae_main
 from classification.main import main, take_scores
+from classification.optim import parameter_groups
+from classification.parallel import blocks_of
 from classification.progress import Progress
 from tests.classification.conftest import write_config
 from tests.classification.runs import run_ranks
@@ -118,6 +120,9 @@ def test_two_processes_pre_train_together(tmp_path) -> None:
     [
         (dict(AUG__MIXUP=0.8), "AUG.MIXUP 0.8: an autoencoder has no labels and no head; set it to 0"),
         (dict(MODEL__DROP_PATH_RATE=0.1), "MODEL.DROP_PATH_RATE 0.1: an autoencoder"),
+        (dict(TRAIN__LOSS__NAME="bce"), "TRAIN.LOSS.NAME bce: an autoencoder has no labels .* set it to cross_entropy"),
+        (dict(MODEL__TIMM=TINY | dict(img_size=16)), "MODEL.TIMM.img_size 16: an autoencoder sees .* leave it out"),
+        (dict(TRAIN__FORWARD={"noise": 1}), "TRAIN.FORWARD.noise: of an autoencoder's forward only mask_ratio can"),
         (
             dict(MODEL__ARCH="fastmaskvim_bse"),
             "'fastmaskvim_bse' .* is no masked autoencoder.*Did you mean 'fastmaskvim_b",
@@ -187,3 +192,15 @@ def test_arguments_of_the_forward_reach_the_autoencoder(tmp_path, monkeypatch) -
     config = mae_config(tmp_path, TRAIN__EPOCHS=1, TRAIN__FORWARD={"mask_ratio": 0.5})
     assert mae_main(["--cfg", str(config), "--output", str(tmp_path / "out")]) == 0
     assert {"mask_ratio": 0.5} in seen
+
+
+def test_the_layers_of_an_autoencoder() -> None:
+    model = FastMaskVim(img_size=16, patch_size=4, depth=4, embed_dim=16, decoder_embed_dim=8, decoder_depth=1)
+    assert blocks_of(model) == list(model.layers), "which are sharded one by one"
+    groups = parameter_groups(model, 0.0, "all", layer_decay=0.5)
+    scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    found = {name: scale[id(p)] for name, p in model.named_parameters() if id(p) in scale}
+    assert found["patch_embed.proj.weight"] == 0.5**5 and found["layers.0.norm.weight"] == 0.5**4
+    assert found["layers.3.norm.weight"] == 0.5
+    last = ("norm_f.weight", "mask_token", "decoder_embed.weight", "decoder_blocks.0.norm.weight")
+    assert {found[name] for name in last} == {1.0}

@@ -87,6 +87,17 @@ def test_the_least_noise_is_kept_and_the_loss_is_of_the_hidden_patches(kind: typ
     assert changed.tolist() == (mask[:, 0] == 0).tolist(), "what is hidden does not reach the network"
 
 
+def test_hidden_patches_are_counted_in_full_by_a_half_network() -> None:
+    torch.manual_seed(0)
+    model = FastMaskVim(**{**NANO, "img_size": (16, 72)}, **DECODER)  # 54 of 72 patches hidden
+    x = torch.randn(9, 3, 16, 72)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, predicted, mask = model(x)
+    assert predicted.dtype is torch.bfloat16 and mask.dtype is torch.float32 and mask.sum() == 9 * 54
+    errors = (predicted - model.targets(x)).square().mean(2)
+    torch.testing.assert_close(loss, errors[mask.bool()].mean(), rtol=1e-5, atol=0)
+
+
 def test_patches_and_back() -> None:
     model = FastMaskVim(**NANO, **DECODER)
     patches = model.patchify(images())
@@ -167,11 +178,16 @@ def test_bad_arguments_are_named(options: dict[str, Any], said: str) -> None:
 
 def test_bad_input_is_named() -> None:
     model = FastMaskVim(**NANO, **DECODER)
-    with pytest.raises(ValueError, match=r"x: expected images \[B, 3, \*\(16, 24\)\], got \(2, 3, 24, 16\)"):
+    built = r"x: built for images \[B, 3, 16, 24\] \(img_size\), got \(2, 3, 24, 16\)"
+    with pytest.raises(UserError, match=built):
         model(images().transpose(2, 3))
     with pytest.raises(ValueError, match=r"noise: expected \(2, 24\), one number a patch, got \(2, 6\)"):
         model(images(), torch.rand(2, 6))
-    with pytest.raises(ValueError, match="mask_ratio: 0.99 keeps none of 24 patches; lower it"):
+    with pytest.raises(UserError, match="mask_ratio: 0.99 keeps none of 24 patches; lower it"):
         model(images(), mask_ratio=0.99)
+    with pytest.raises(UserError, match="mask_ratio: it hides none of 24 patches, and the loss is of hidden ones"):
+        model(images(), mask_ratio=0.0)
+    with pytest.raises(UserError, match="mask_ratio: expected a number from 0 to below 1, got -0.5"):
+        model(images(), mask_ratio=-0.5)
     with pytest.raises(TypeError, match="FastMaskVim: unknown argument 'mask_ration'. Did you mean 'mask_ratio'"):
         FastMaskVim(**NANO, mask_ration=0.5)

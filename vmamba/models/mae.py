@@ -74,8 +74,6 @@ class MaskedAutoencoder(Network):
             initializer_cfg=None,
             pairs=False,
         )
-        if not 0 <= mask_ratio < 1:
-            raise UserError(f"mask_ratio: expected a number from 0 to below 1, got {mask_ratio!r}")
         if num_classes:
             raise UserError(f"num_classes: an autoencoder has no classes, got {num_classes}; use FastVim or VimLN")
         if stride not in (None, patch_size):
@@ -87,7 +85,7 @@ class MaskedAutoencoder(Network):
         self.patch_size = patch_size
         self.num_classes, self.num_features, self.embed_dim = 0, embed_dim, embed_dim
         self.decoder_embed_dim = decoder_embed_dim
-        self.mask_ratio = mask_ratio
+        self.mask_ratio = _checked(mask_ratio)
         self.norm_pix_loss = norm_pix_loss
         self.aligned_targets = aligned_targets
         self.residual_in_fp32 = residual_in_fp32
@@ -187,7 +185,8 @@ class MaskedAutoencoder(Network):
     def _embedded(self, x: Tensor) -> Tensor:
         """The patches [B, L, D] in the order of the scan, with their positions."""
         if x.dim() != 4 or (x.shape[1], *x.shape[2:]) != (self.in_chans, *self.img_size):
-            raise ValueError(f"x: expected images [B, {self.in_chans}, *{self.img_size}], got {tuple(x.shape)}")
+            size = ", ".join(map(str, self.img_size))
+            raise UserError(f"x: built for images [B, {self.in_chans}, {size}] (img_size), got {tuple(x.shape)}")
         patches = self.patch_embed(x)
         patches = patches.transpose(1, 2) if self.scans_columns else patches
         x = patches.flatten(1, 2) + self.pos_embed[:, self.class_rows :]
@@ -199,14 +198,14 @@ class MaskedAutoencoder(Network):
         Patches with the least `noise` [B, L] are kept, n = int(L * (1 - mask_ratio)); None draws it.
         """
         x = self._embedded(x)
-        ratio = self.mask_ratio if mask_ratio is None else mask_ratio
+        ratio = self.mask_ratio if mask_ratio is None else _checked(mask_ratio)
         if noise is None:
             noise = torch.rand(x.shape[:2], device=x.device)
         if noise.shape != x.shape[:2]:
             raise ValueError(f"noise: expected {tuple(x.shape[:2])}, one number a patch, got {tuple(noise.shape)}")
         kept_patches = int(x.shape[1] * (1 - ratio))
         if kept_patches < 1:
-            raise ValueError(f"mask_ratio: {ratio} keeps none of {x.shape[1]} patches; lower it")
+            raise UserError(f"mask_ratio: {ratio} keeps none of {x.shape[1]} patches; lower it")
         places = noise.argsort(1)[:, :kept_patches].sort(1).values
         x = x.gather(1, places[:, :, None].expand(-1, -1, x.shape[2]))
         if self.class_rows:
@@ -243,15 +242,29 @@ class MaskedAutoencoder(Network):
         self, x: Tensor, noise: Tensor | None = None, mask_ratio: float | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         kept, places = self.encode(x, noise, mask_ratio)
+        patches = self.grid[0] * self.grid[1]
+        if places.shape[1] == patches:
+            raise UserError(f"mask_ratio: it hides none of {patches} patches, and the loss is of hidden ones; raise it")
         predicted = self.decode(kept, places)
-        mask = predicted.new_ones(predicted.shape[:2]).scatter(1, places, 0.0)
+        # in a half type the number of hidden patches of a batch is rounded, and above 65,504 infinite
+        mask = wide(predicted.new_ones(predicted.shape[:2])).scatter(1, places, 0.0)
         return self.loss(x, predicted, mask), predicted, mask
 
     # timm's interface
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that order the parameters from input to output; what follows the encoder is one group, the last."""
+        return dict(stem=r"^cls_token|^pos_embed|^patch_embed", blocks=[(r"^layers\.(\d+)", None)])
+
     def no_weight_decay(self) -> set[str]:
         """Nothing: as published, all parameters are decayed in pre-training."""
         return set()
+
+
+def _checked(mask_ratio: float) -> float:
+    if not 0 <= mask_ratio < 1:
+        raise UserError(f"mask_ratio: expected a number from 0 to below 1, got {mask_ratio!r}")
+    return mask_ratio
 
 
 class FastMaskVim(MaskedAutoencoder):
