@@ -99,6 +99,7 @@ def test_a_recipe_is_the_published_one(name):
     assert ignored_settings(config, stated) == []
     kind, parameters, patch, pooling = PUBLISHED[name]
     network = model_from_config(config, device="meta", num_classes=161)
+    assert config.MODEL.NAME == name, "of which the run folder is named: no two recipes continue each other's runs"
     assert type(network) is kind and sum(p.numel() for p in network.parameters()) == parameters
     assert network.patch_embed.patch_size == patch and network.in_chans == 8 and network.hcs
     assert pooling is None or network.layers[0].mixer.collapse_method == pooling
