@@ -37,6 +37,16 @@ def start_alike(network: nn.Module, world: World) -> None:
             torch.distributed.broadcast(tensor.detach(), src=0)
 
 
+def share_buffers(network: nn.Module, world: World) -> None:
+    """Give every process the buffers of the first one, which are those that a checkpoint holds.
+
+    Batch norms count statistics of what their own process sees; without this each would evaluate another network.
+    """
+    if world.size > 1:
+        for buffer in network.buffers():
+            torch.distributed.broadcast(buffer.detach(), src=0)
+
+
 def parallelise(config: CfgNode, network: nn.Module, average: Average | None, world: World) -> nn.Module:
     """Return what a training step calls: `network` itself in one process, else its DDP wrapper or its sharded self.
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from classification.averaging import build_average
 from classification.config import load_config
-from classification.parallel import blocks_of, gathered, parallelise, synchronised, without_effect
+from classification.parallel import blocks_of, gathered, parallelise, share_buffers, synchronised, without_effect
 from classification.world import World
 from tests.classification.runs import ROOT, write_images
 from vmamba.errors import UserError
@@ -138,6 +138,15 @@ def test_batch_norms_are_synchronised_on_gpus():
     assert synchronised(config, network, World(0, 2)) is network and plain
     found = synchronised(config, network, World(0, 2, torch.device("cuda", 0)))
     assert {name for name, m in found.named_modules() if isinstance(m, nn.SyncBatchNorm)} == plain
+
+
+def test_processes_evaluate_with_the_statistics_that_are_saved(monkeypatch):
+    network = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, src: tensor.fill_(3 + src))
+    share_buffers(network, World())
+    assert network[0].running_var.tolist() == [1, 1]
+    share_buffers(network, World(1, 2))
+    assert network[0].running_var.tolist() == [3, 3] and network[0].weight.tolist() == [1, 1]
 
 
 def test_an_average_on_the_cpu_cannot_be_sharded():
