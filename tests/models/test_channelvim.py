@@ -55,6 +55,9 @@ def test_any_channels_sizes_and_gradients(kind: type[nn.Module]) -> None:
         model(images(6))
     with pytest.raises(ValueError, match="input_channel_order: expected 3 numbers"):
         model(images(3), input_channel_order=[0, 1])
+    for wrong in ([0, 1, 5], [0, 1, -1], [0.0, 0.5, 1.0]):
+        with pytest.raises(UserError, match="input_channel_order: expected channels from 0 to 4, got "):
+            model(images(3), input_channel_order=wrong)
 
 
 @pytest.mark.parametrize("order", ["Channel-First", "Spatial-First"])

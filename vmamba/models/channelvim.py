@@ -90,6 +90,10 @@ class ChannelTokens(Vim):
             names = torch.as_tensor(input_channel_order, device=x.device)
             if names.shape != x.shape[1:2]:
                 raise ValueError(f"input_channel_order: expected {x.shape[1]} numbers, got {tuple(names.shape)}")
+            if not torch.compiler.is_compiling() and not set(names.tolist()) <= set(range(self.in_chans)):
+                known = f"channels from 0 to {self.in_chans - 1}"
+                raise UserError(f"input_channel_order: expected {known}, got {names.tolist()}")
+            names = names.long()
         tokens, sequence = self._embedded(x, names)
         for stage in self._stream(tokens, sequence):
             tokens = stage
