@@ -5,7 +5,7 @@ weights. "training" is the forward and the gradients of the input and of every p
 as one would write it in PyTorch, each direction by itself and the second on flipped tokens, around the parallel scan of
 PyPI's mambapy; "plain,our scan" is the same around ours, so that the two ratios part what the scan gains from what the
 rest does. What the C library does with freed memory weighs much in the tensors of a plain block, so its settings are
-printed: by default none, as for the other operators; with MALLOC_MMAP_MAX_=0 and its kin it keeps it, as in the trainer.
+printed: by default none, as for the other operators; with MALLOC_MMAP_MAX_=0 and its kin it is kept, as in the trainer.
 Before it is timed, a plain block has to give our output and our gradients on one image.
 Necessary bytes: tokens and weights read and the output written once; backward: these but the output and dy read, the
 gradients written.
