@@ -30,6 +30,8 @@ from vmamba.models.from_config import model_from_config
 from vmamba.preprocess import image_size
 from vmamba.weights import load_checkpoint
 
+_MOVES_TOKEN = "if_random_cls_token_position"
+
 
 def build_network(config: CfgNode, world: World, logger: logging.Logger) -> nn.Module:
     """Return the configured network on this process's device, and log its size."""
@@ -61,9 +63,8 @@ def _gflops(config: CfgNode, network: nn.Module) -> str:
 
 def build_trainer(config: CfgNode, network: nn.Module, data: Data, world: World, logger: logging.Logger) -> Trainer:
     """Return the `Trainer` of a run: optimizer, schedule, loss and average around `network`."""
-    for line in without_effect(config, world):
+    for line in (*without_effect(config, world), *check_forward_arguments(config, network)):
         logger.warning(line)
-    check_forward_arguments(config, network)
     distillation = build_distillation(config, network, world)
     start_alike(network, world)
     average = build_average(config, network)
@@ -101,13 +102,18 @@ def build_trainer(config: CfgNode, network: nn.Module, data: Data, world: World,
     )
 
 
-def check_forward_arguments(config: CfgNode, network: nn.Module) -> None:
-    """Raise `UserError` where ``TRAIN.FORWARD`` names an argument that the network's forward does not take."""
+def check_forward_arguments(config: CfgNode, network: nn.Module) -> list[str]:
+    """Return one line for each argument of ``TRAIN.FORWARD`` that does nothing.
+
+    Raises `UserError` where it names one that the network's forward does not take.
+    """
     known = list(inspect.signature(network.forward).parameters)[1:]
     for name in config.TRAIN.FORWARD:
         if name not in known:
             kind = type(network).__name__
             raise UserError(f"TRAIN.FORWARD: {kind} takes no {name!r} in forward.{closest(name, known)}")
+    moves = config.TRAIN.FORWARD.get(_MOVES_TOKEN) and getattr(network, "class_token", "head") != "head"
+    return [f"TRAIN.FORWARD.{_MOVES_TOKEN} has no effect: the network has no class token at the head"] * bool(moves)
 
 
 def compile_in_place(config: CfgNode, network: nn.Module) -> None:
@@ -133,6 +139,11 @@ def load_pretrained(config: CfgNode, trainer: Trainer) -> None:
     head = config.MODEL.ALLOW_HEAD_MISMATCH
     try:
         report = fill(trainer.network, payload, path, entry=entry, allow_head_mismatch=head)
+        if config.EVAL_MODE and report.head_dropped:
+            raise UserError(
+                f"{path} has no head that fits, and --eval would judge one that has learnt nothing; train it first, "
+                "without --eval"
+            )
         if trainer.average is not None:
             fill(trainer.average.network, payload, path, entry=entry, prefer_ema=True, allow_head_mismatch=head)
     except DoNotFit as error:

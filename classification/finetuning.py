@@ -52,10 +52,10 @@ def fill(
             prefer_ema=prefer_ema,
             allow_head_mismatch=allow_head_mismatch,
             quiet=True,
+            name=path,
         )
     except WeightsDoNotFit as error:
-        message = str(error).replace("the given dict", path)
-        raise DoNotFit(message, f"{path} does not fit the model:\n{error.report.table()}") from None
+        raise DoNotFit(str(error), f"{path} does not fit the model:\n{error.report.table()}") from None
 
 
 def fetch_weights(config: CfgNode, world: World) -> None:

@@ -85,6 +85,13 @@ def test_further_arguments_reach_the_training_forward() -> None:
     config, _ = load_config(opts=["TRAIN.FORWARD.if_random_token_ranks", "True"])
     with pytest.raises(UserError, match="Vim takes no 'if_random_token_ranks' .*Did you mean 'if_random_token_rank'"):
         check_forward_arguments(config, Vim(img_size=16, patch_size=4, depth=2, embed_dim=16, num_classes=5))
+    config, _ = load_config(opts=["TRAIN.FORWARD.if_random_cls_token_position", "True"])
+    for middle in (True, False):
+        vim = Vim(img_size=16, patch_size=4, depth=2, embed_dim=16, num_classes=5, use_middle_cls_token=middle)
+        found = check_forward_arguments(config, vim)
+        assert ["has no effect: the network has no class token at the head" in line for line in found] == [
+            True
+        ] * middle
 
 
 def test_a_run_without_train_mode_drops_nothing(tiny_config, run_main, monkeypatch) -> None:

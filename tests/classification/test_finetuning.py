@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import http.server
+import logging
 import threading
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import timm
 import torch
 from torch import nn
 
+from classification.build import load_pretrained
 from classification.config import load_config
 from classification.finetuning import DoNotFit, fetch_weights, fill
 from classification.freezing import freeze, rest_frozen
@@ -41,6 +45,8 @@ def test_another_resolution_and_class_count():
     with pytest.raises(DoNotFit, match="x.pth does not fit VSSM: .*only the head differs: --allow-head-mismatch") as no:
         fill(target, {"model": source.state_dict()}, "x.pth")
     assert "classifier.head.weight [3, 16] in the file, [5, 16] in the model" in no.value.table
+    with pytest.raises(UserError, match="^x.pth has no entry 'model_ema'; it has model"):
+        fill(target, {"model": source.state_dict()}, "x.pth", entry="model_ema")
     report = fill(target, {"model": source.state_dict()}, "x.pth", allow_head_mismatch=True)
     assert report.resized == (("pos_embed", (1, 8, 4, 4), (1, 8, 8, 8)),)
     assert report.head_dropped == ("classifier.head.bias", "classifier.head.weight")
@@ -48,6 +54,16 @@ def test_another_resolution_and_class_count():
     assert torch.equal(target.patch_embed[0].weight, source.patch_embed[0].weight)
     resized = nn.functional.interpolate(source.pos_embed, size=(8, 8), mode="bicubic", align_corners=False)
     torch.testing.assert_close(target.pos_embed, resized)
+
+
+def test_a_head_that_has_learnt_nothing_is_not_evaluated(tmp_path):
+    save_checkpoint(tmp_path / "x.pth", {"model": small(16, 3).state_dict()})
+    words = ["MODEL.PRETRAINED", tmp_path / "x.pth", "MODEL.ALLOW_HEAD_MISMATCH", True, "EVAL_MODE", True]
+    trainer: Any = SimpleNamespace(network=small(16, 5), average=None, logger=logging.getLogger("heads"))
+    with pytest.raises(UserError, match="x.pth has no head that fits, and --eval would judge one that has learnt"):
+        load_pretrained(config_of(*words), trainer)
+    trainer.network = small(16, 3)
+    load_pretrained(config_of(*words), trainer)
 
 
 @pytest.mark.parametrize("name", ["test_vit", "vit_tiny_patch16_224"])
