@@ -247,7 +247,7 @@ def resume(trainer: Trainer, path: Path, batches: Batches) -> Progress:
     place = f"after epoch {progress.epoch - 1}"
     if trainer.so_far.step:
         place = f"{trainer.so_far.step} of {layout.steps} steps into epoch {progress.epoch}"
-    trainer.logger.info(f"resumed {path} {place}, best accuracy {progress.best:.2f}%")
+    trainer.logger.info(f"resumed {path} {place}, best score {progress.best:.2f}%")
     return progress
 
 

@@ -168,12 +168,18 @@ def test_checkpointing_and_emptied_models() -> None:
         (dict(mask_ratio=1.0), "mask_ratio: expected a number from 0 to below 1"),
         (dict(num_classes=10), "num_classes: an autoencoder has no classes, got 10"),
         (dict(stride=2), "stride: patches must not overlap, so it is patch_size 4, got 2"),
+        (dict(mask_ratio="0.5"), "mask_ratio: expected a number from 0 to below 1, got '0.5'"),
+        (dict(decoder_embed_dim=6), "decoder_embed_dim: a table of sines and cosines needs a multiple of 4, got 6"),
+        (dict(decoder_depth=-1), "decoder_depth: expected an int of at least 1, got -1"),
+        (dict(scaling_factor="0.25"), "scaling_factor: expected a number, got '0.25'"),
         (dict(img_size=18), r"img_size: expected multiples of patch_size 4, got \(18, 18\)"),
     ],
 )
 def test_bad_arguments_are_named(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         FastMaskVim(**{**NANO, **DECODER, **options})
+    with pytest.raises(UserError, match="features_only: vim_mae_base gives no maps; load its weights into"):
+        timm.create_model("vim_mae_base", features_only=True)
 
 
 def test_bad_input_is_named() -> None:

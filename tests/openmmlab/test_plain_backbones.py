@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vmamba.errors import UserError
+from vmamba.models.mae import FastMaskVim, VimMAE
 from vmamba.models.vim import Vim
 from vmamba.openmmlab import MM_FastVim, MM_Vim, VisionMambaDet, VisionMambaSeg
 from vmamba.openmmlab.layer_decay import layer_scales, legacy_scales
@@ -67,6 +68,18 @@ def test_a_classifiers_weights_lose_their_class_token(middle, place, tmp_path):
     segmentor = VisionMambaSeg(**{**start, "out_indices": (0, 1, 1, 2)}, **turning, **SMALL)
     assert torch.equal(segmentor.pos_embed, model.pos_embed), "wherever the network itself has no class token"
     assert VisionMambaDet(**{k: v for k, v in start.items() if k != "out_indices"}, **turning, **SMALL).rope is not None
+
+
+def test_an_autoencoders_weights_lose_their_class_token_which_has_the_first_row(tmp_path):
+    sizes = {**SMALL, "ssm_cfg": dict(d_state=SMALL["d_state"])}
+    del sizes["d_state"]
+    decoder = dict(decoder_embed_dim=8, decoder_depth=1)
+    for kind, backbone, first in ((VimMAE, MM_Vim, 1), (FastMaskVim, MM_FastVim, 0)):
+        source = kind(**decoder, **sizes)
+        torch.save({"model": source.state_dict()}, tmp_path / "mae.pth")
+        model = backbone(pretrained=str(tmp_path / "mae.pth"), out_indices=(2,), **SMALL)
+        assert torch.equal(model.pos_embed, source.pos_embed[:, first:])
+        assert torch.equal(model.layers[2].mixer.A_log, source.layers[2].mixer.A_log)
 
 
 def test_layers_of_vim_decay():

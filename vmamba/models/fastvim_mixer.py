@@ -45,6 +45,8 @@ class FastVimMixer(VimMixer):
         if self.bimamba_type != "v2":
             raise UserError(f"bimamba_type: FastVim scans both directions, 'v2', got {self.bimamba_type!r}; use Vim")
         self.collapse_method = find("collapse_method", collapse_method, ("mean", "max"))
+        if not isinstance(scaling_factor, int | float):
+            raise UserError(f"scaling_factor: expected a number, got {scaling_factor!r}")
         self.scaling_factor = scaling_factor
         self.pooled_axes = pooled_axes
 

@@ -68,12 +68,22 @@ class MaskedAutoencoder(Network):
     ) -> None:
         refuse_unknown(type(self), unknown)
         check_vim_arguments(
-            counts=dict(patch_size=patch_size, depth=depth, embed_dim=embed_dim, d_state=16),
+            counts=dict(
+                patch_size=patch_size,
+                depth=depth,
+                embed_dim=embed_dim,
+                decoder_embed_dim=decoder_embed_dim,
+                decoder_depth=decoder_depth,
+                d_state=16,
+            ),
             drop_path_rate=0.0,
             ssm_cfg=ssm_cfg,
             initializer_cfg=None,
             pairs=False,
         )
+        for name, width in (("embed_dim", embed_dim), ("decoder_embed_dim", decoder_embed_dim)):
+            if width % 4:
+                raise UserError(f"{name}: a table of sines and cosines needs a multiple of 4, got {width}")
         if num_classes:
             raise UserError(f"num_classes: an autoencoder has no classes, got {num_classes}; use FastVim or VimLN")
         if stride not in (None, patch_size):
@@ -262,7 +272,7 @@ class MaskedAutoencoder(Network):
 
 
 def _checked(mask_ratio: float) -> float:
-    if not 0 <= mask_ratio < 1:
+    if not isinstance(mask_ratio, int | float) or not 0 <= mask_ratio < 1:
         raise UserError(f"mask_ratio: expected a number from 0 to below 1, got {mask_ratio!r}")
     return mask_ratio
 

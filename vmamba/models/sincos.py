@@ -16,7 +16,7 @@ from ..errors import UserError
 def sincos_table(dim: int, grid: tuple[int, int], class_rows: int = 0, device: Any = None) -> Tensor:
     """[1, class_rows + h*w, dim]: rows of zeros, then of each token of a grid (h, w)."""
     if dim % 4:
-        raise UserError(f"embed_dim: a table of sines and cosines needs a multiple of 4, got {dim}")
+        raise UserError(f"dim: a table of sines and cosines needs a multiple of 4, got {dim}")
     quarter = dim // 4
     frequencies = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64, device=device) / quarter)
 

@@ -38,7 +38,7 @@ def read_vim_keys(
     Only keys that start with `prefix` are read. A position embedding of another grid is resized, from a square grid
     where it is not the model's own; rotations of another grid are the model's. Of a masked autoencoder the encoder is
     taken, and the first row of its position embedding, which is the class token's, goes where the model's class token
-    stands; with `legacy_resize` it stays, as published.
+    stands, or for a dense backbone stood; with `legacy_resize` it stays, as published.
     """
     state = dict(state_dict)
     renamed: dict[str, str] = {}
@@ -49,7 +49,10 @@ def read_vim_keys(
     key = f"{prefix}pos_embed"
     embed = state.get(key)
     if embed is not None and embed.dim() == 3 and model.pos_embed is not None:
-        if autoencoder and model.class_token == "middle" and not model.legacy_resize:
+        # a dense backbone has no class token itself, and takes the row of the classifier's out where that stood
+        place = getattr(model, "trained_class_token", model.class_token)
+        moves = autoencoder and f"{prefix}cls_token" in state and place == "middle"
+        if moves and not model.legacy_resize:
             rows = embed.shape[1] - 1
             embed = insert_tokens(embed[:, 1:], [embed[:, :1]], class_token_places("middle", rows))
             renamed[key] = key
