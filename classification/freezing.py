@@ -29,7 +29,7 @@ def freeze(config: CfgNode, network: nn.Module) -> None:
         if not head:
             raise UserError(f"TRAIN.LINEAR_PROBE: {type(network).__name__} has no classifier head to train")
         for parameter in network.parameters():
-            parameter.requires_grad_(id(parameter) in head)
+            parameter.requires_grad_(parameter.requires_grad and id(parameter) in head)
 
 
 def rest_frozen(module: nn.Module) -> None:

@@ -98,11 +98,20 @@ def test_frozen_parts_by_name_module_and_pattern():
         freeze(config_of("TRAIN.FREEZE", "['patch_embd']"), network)
 
 
-def test_all_frozen_is_refused():
-    config, network = config_of("TRAIN.FREEZE", "['*']"), small()
+@pytest.mark.parametrize(
+    "words", [("TRAIN.FREEZE", "['*']"), ("TRAIN.FREEZE", "['classifier']", "TRAIN.LINEAR_PROBE", True)]
+)
+def test_all_frozen_is_refused(words):
+    config, network = config_of(*words), small()
     freeze(config, network)
     with pytest.raises(UserError, match="TRAIN.FREEZE leaves no parameter to train"):
         build_optimizer(config, network, World())
+
+
+def test_a_number_of_classes_that_is_not_the_datas_is_refused():
+    words = ("MODEL.TYPE", "timm", "MODEL.NAME", "test_resnet", "MODEL.NUM_CLASSES", 3, "MODEL.TIMM.num_classes", 7)
+    with pytest.raises(UserError, match="MODEL.TIMM.num_classes 7: there are 3 classes .* leave it out"):
+        model_from_config(config_of(*words))
 
 
 def test_a_linear_probe_moves_the_head_alone_and_frozen_statistics_rest():
