@@ -59,6 +59,11 @@ def to_channel_last() -> nn.Module:
     return Permute(0, 2, 3, 1)
 
 
+def channels_last(images: Tensor) -> Tensor:
+    """CF images in channels_last memory; as they are under a transform of torch.func, which knows no such layout."""
+    return images if transformed() else images.contiguous(memory_format=torch.channels_last)
+
+
 @register_notrace_module
 class LayerNorm(nn.LayerNorm):
     """LayerNorm over the last axis that takes float32 input with half weights, computed in float32."""

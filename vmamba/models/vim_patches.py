@@ -11,6 +11,7 @@ from timm.layers import lecun_normal_
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .layers import channels_last
 
 
 class PatchEmbed(nn.Module):
@@ -52,7 +53,7 @@ class PatchEmbed(nn.Module):
         return self.side(size[0]), self.side(size[1])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(self._padded(x).contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        return self.proj(channels_last(self._padded(x))).permute(0, 2, 3, 1)
 
     def _padded(self, x: Tensor) -> Tensor:
         if self.pads:
