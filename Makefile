@@ -67,6 +67,7 @@ soak: $(READY) ## end a small run of two processes 50 times, in every way, and c
 bench: $(READY) ## operators and networks against their peers, side by side, in about 35 minutes
 	$(PY) kernels/benchmarks/ss2d.py --device cpu --budget 420
 	$(PY) kernels/benchmarks/selective_scan.py --device cpu --networks vmamba_tiny vanilla_vmamba_tiny --budget 1200
+	$(PY) kernels/benchmarks/layers.py --device cpu
 	$(PY) kernels/benchmarks/vim_block.py --device cpu
 	$(PY) kernels/benchmarks/growth.py --device cpu --budget 60 --contenders unfused ours,time-first
 	$(PY) kernels/benchmarks/backbone.py --device cpu

@@ -60,12 +60,13 @@ class Contender:
 
 @dataclass
 class Benchmark:
-    """An operator's own part: its contenders at a case, ours first, and the bytes that it must move."""
+    """An operator's own part: its contenders at a case, ours first, the bytes that it must move, the scans it suits."""
 
     operator: str
     contenders: Callable[[Case, torch.device], list[Contender]]
     necessary_bytes: Callable[[Case], int]
     before: dict[tuple[str, str], tuple[float, Case]] = field(default_factory=dict)
+    suits: Callable[[Scan], bool] = lambda scan: True
 
 
 def arguments(description: str | None, networks: list[str], known: list[str]) -> argparse.ArgumentParser:
@@ -141,11 +142,13 @@ def main(
     networks: list[str],
     known: list[str],
     shapes: Callable[[list[str], int], dict[Scan, str]] = scans,
+    name: str = "",
     **defaults: object,
 ) -> None:
     """The command of one operator: the shapes of the networks asked for, tables by network, and the plot.
 
-    `shapes` makes the cases' shapes of networks and an image size; `defaults` are other defaults of the options.
+    `shapes` makes the cases' shapes of networks and an image size; `name` is the report's, else the first operator's;
+    `defaults` are other defaults of the options.
     """
     parser = arguments(description, networks, known)
     parser.set_defaults(**defaults)
@@ -161,8 +164,9 @@ def main(
         for scan, network in shapes(options.networks, size).items()
         if scan.stage in options.stages
         for benchmark in benchmarks
+        if benchmark.suits(scan)
     ]
-    report = run(benchmarks[0].operator.partition(",")[0], cases, options)
+    report = run(name or benchmarks[0].operator.partition(",")[0], cases, options)
     print(by_network(report.rows))
     if options.plot:
         bars(report.rows, options.plot)

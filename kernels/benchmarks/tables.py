@@ -23,12 +23,14 @@ def by_network(rows: list[Row]) -> str:
 def _table(title: tuple[Any, ...], rows: list[Row]) -> str:
     stages = sorted({row["stage"] for row in rows})
     times = {(row["contender"], row["stage"]): row["ms"] for row in rows}
-    ours = next(row["contender"] for row in rows)
+    # A contender that is skipped is told before ours is timed.
+    names = list(dict.fromkeys(row["contender"] for row in sorted(rows, key=lambda row: row["ms"] is None)))
+    ours = names[0]
     operator, network, size, batch, dtype, mode = title
     lines = ["", f"{operator} {mode}, {network} at {size}, batch {batch}, {dtype}: milliseconds", ""]
     lines.append("| | " + " | ".join(f"stage {stage}" for stage in stages) + " | sum | times ours |")
     lines.append("|---" * (len(stages) + 3) + "|")
-    for name in dict.fromkeys(row["contender"] for row in rows):
+    for name in names:
         both = [s for s in stages if times.get((name, s)) is not None and times.get((ours, s)) is not None]
         cells = [f"{times[name, s]:.3f}" if s in both else "-" for s in stages]
         total, base = sum(times[name, s] for s in both), sum(times[ours, s] for s in both)

@@ -27,7 +27,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(FOLDER))
     hidden = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
     names = ("timing", "shapes", "peers", "tables", "report", "operator_runs", "selective_scan", "ss2d")
-    names += ("causal_conv1d", "pooled_scan", "vim_block")
+    names += ("causal_conv1d", "pooled_scan", "layers", "vim_block")
     yield SimpleNamespace(**{name: import_module(name) for name in names})
     for name in MODULES:
         sys.modules.pop(name, None)
@@ -120,6 +120,25 @@ def test_the_convolutions_and_the_pooled_scans_agree(bench) -> None:
         assert benchmark.necessary_bytes(case) == read + wanted.nbytes
     assert {s.length for s in bench.shapes.tokens(["fastvim_tiny"], 224)} == {196}
     assert {s.length for s in bench.shapes.tokens(["vim_tiny"], 224)} == {197}
+
+
+def test_the_layers_around_the_scans_agree(bench) -> None:
+    image, sequence = bench.shapes.Scan(1, 3, 4, 6, 1, 1, 4), bench.shapes.Scan(1, 1, 9, 6, 1, 2, 2)
+    for benchmark in bench.layers.BENCHMARKS:
+        (scan,) = (scan for scan in (image, sequence) if benchmark.suits(scan))
+        case = bench.operator_runs.Case(benchmark.operator, "any", 48, scan, 2, "float32", "forward")
+        ours, plain = benchmark.contenders(case, torch.device("cpu"))[:2]
+        wanted = plain.functions[0]()(*plain.tensors)
+        assert torch.allclose(ours.functions[0]()(*ours.tensors), wanted, rtol=1e-4, atol=1e-5), benchmark.operator
+        assert benchmark.necessary_bytes(case) == sum(x.nbytes for x in ours.tensors) + wanted.nbytes
+
+
+def test_a_contender_skipped_at_first_is_no_yardstick(bench) -> None:
+    title = {"operator": "any", "network": "any", "size": 9, "batch": 1, "dtype": "float32", "mode": "forward"}
+    measured = {"peer": None, "ours": 2, "its": 3}
+    rows = [{**title, "stage": 1, "contender": name, "ms": ms} for name, ms in measured.items()]
+    wanted = ["| ours | 2.000 | 2.000 | 1.00 |", "| its | 3.000 | 3.000 | 1.50 |", "| peer | - | 0.000 | - |"]
+    assert bench.tables.by_network(rows).splitlines()[-3:] == wanted
 
 
 def test_the_products_of_a_step_are_counted_and_made_again(bench) -> None:

@@ -150,7 +150,30 @@ def test_opcheck(backend: str) -> None:
         torch.library.opcheck(forward, (*tensors, keep_hidden, backend))
     x, *weights = (t.detach() for t in tensors)
     hidden = forward(x, *weights, True, backend)[1]
-    torch.library.opcheck(backward, (dy.transpose(0, 1), x, *weights[:3], hidden, backend))
+    for wanted in ([True] * 5, [True, False, True, False, True]):
+        torch.library.opcheck(backward, (dy.transpose(0, 1), x, *weights[:3], hidden, wanted, backend))
+
+
+@pytest.mark.parametrize(
+    "asked, products", [([0], 2), ([1, 2], 2), ([3, 4], 2), ([4], 0), ([0, 1, 2, 3, 4], 4)], ids=str
+)
+def test_a_gradient_that_no_one_asks_for_is_not_computed(asked: list[int], products: int) -> None:
+    tensors = [t.requires_grad_(i in asked) for i, t in enumerate(case((6, 5), 7, 3)[0])]
+    y, wanted = mlp(*tensors), [i in asked for i in range(5)]
+    with torch.profiler.profile() as profile:
+        grads = torch.autograd.grad(y.sum(), [tensors[i] for i in asked])
+    if not CPU_MISSING:
+        names = [event.name for event in profile.events()]
+        assert sum(names.count(name) for name in ("aten::mm", "mkldnn::_linear_pointwise")) == products
+    every = results(mlp, [t.detach() for t in tensors], torch.ones_like(y))[1:]
+    x, *weights, bias2 = (t.detach() for t in tensors)
+    hidden = forward(x, *weights, bias2, True, "")[1]
+    for backend in ["reference"] + [""] * (not CPU_MISSING):
+        found = backward(torch.ones_like(y), x, *weights, hidden, wanted, backend)
+        assert [grad.numel() > 0 for grad in found] == wanted
+        for i, grad in zip(asked, grads, strict=True):
+            torch.testing.assert_close(found[i], every[i])
+            assert torch.equal(grad, every[i])
 
 
 def test_compile_export_and_vmap() -> None:

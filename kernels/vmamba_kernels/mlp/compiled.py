@@ -6,6 +6,8 @@ dense float32 rows, results written into tensors that are there, y over x and dx
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -46,13 +48,18 @@ def forward(
 
 
 def backward(
-    dy: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, hidden: Tensor
+    dy: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, hidden: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `reference.backward`. The activation is computed again, in one pass with its derivative."""
     dy_, x_, hidden_, bias1 = rows(dy).contiguous(), rows(x).contiguous(), rows(hidden), bias1.contiguous()
-    dhidden, dbias1 = _widened(dy_, weight2.T), torch.empty_like(bias1)
-    active = torch.empty_like(dhidden)
-    torch.ops.vmamba._bias_gelu_rows_backward(dhidden, hidden_, bias1, dhidden, dbias1, active)
-    dweight2 = torch.mm(dy_.T, active)
-    del active
-    return torch.mm(dhidden, weight1).view(x.shape), torch.mm(dhidden.T, x_), dbias1, dweight2, dy_.sum(0)
+    dx, dweight1, dbias1, dweight2, dbias2 = (x.new_empty(0) for _ in wanted)
+    if any(wanted[:4]):
+        dhidden, sums = _widened(dy_, weight2.T), torch.empty_like(bias1)
+        active = torch.empty_like(dhidden) if wanted[3] else None
+        torch.ops.vmamba._bias_gelu_rows_backward(dhidden, hidden_, bias1, dhidden, sums, active)
+        dweight2 = dweight2 if active is None else torch.mm(dy_.T, active)
+        del active
+        dx = torch.mm(dhidden, weight1).view(x.shape) if wanted[0] else dx
+        dweight1 = torch.mm(dhidden.T, x_) if wanted[1] else dweight1
+        dbias1 = sums if wanted[2] else dbias1
+    return dx, dweight1, dbias1, dweight2, dy_.sum(0) if wanted[4] else dbias2

@@ -33,11 +33,10 @@ def _forward(
         return _module(x, backend).forward(x, weight1, bias1, weight2, bias2, keep_hidden)
 
 
-def _backward(
-    dy: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, hidden: Tensor, backend: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _backward(dy: Tensor, x: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *rest, backend = given
     with torch.autocast(x.device.type, enabled=False):  # a backward may run inside one
-        return _module(x, backend).backward(dy, x, weight1, bias1, weight2, hidden)
+        return _module(x, backend).backward(dy, x, *rest)
 
 
 def _forward_fake(
@@ -48,11 +47,10 @@ def _forward_fake(
     return x.new_empty((*x.shape[:-1], weight2.shape[0])), hidden
 
 
-def _backward_fake(
-    dy: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, hidden: Tensor, backend: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    weights = [w.new_empty(w.shape) for w in (weight1, bias1, weight2)]
-    return x.new_empty(x.shape), weights[0], weights[1], weights[2], bias1.new_empty(weight2.shape[0])
+def _backward_fake(dy: Tensor, x: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    weight1, bias1, weight2, _, wanted, _ = given
+    shapes = (x.shape, weight1.shape, bias1.shape, weight2.shape, weight2.shape[0])
+    return tuple(x.new_empty(shape if want else 0) for shape, want in zip(shapes, wanted, strict=True))
 
 
 forward = define(
@@ -63,7 +61,8 @@ forward = define(
 )
 backward = define(
     "mlp_backward",
-    f"(Tensor dy, Tensor x, {_WEIGHTS}, Tensor hidden, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"(Tensor dy, Tensor x, {_WEIGHTS}, Tensor hidden, bool[] wanted, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
@@ -82,7 +81,9 @@ def _run_backward(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Any, .
         return (None,) * 7
     if not ctx.kept:
         hidden = forward(*tensors, bias2, True, ctx.backend)[1]
-    return *backward(dy, *tensors, hidden, ctx.backend), None, None
+    wanted = list(ctx.needs_input_grad[:5])
+    grads = backward(dy, *tensors, hidden, wanted, ctx.backend)
+    return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), None, None
 
 
 differentiate("mlp", _run_backward, _setup_context)

@@ -7,6 +7,7 @@ Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -39,15 +40,17 @@ def forward(
 
 
 def backward(
-    dy: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, hidden: Tensor
+    dy: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, hidden: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """dx [..., C] in x's type, and the gradients of weight1, bias1, weight2 and bias2 in theirs."""
+    """dx [..., C] and the gradients of weight1, bias1, weight2 and bias2 in x's type; empty where not `wanted`."""
     dy_, x_, weight1_, bias1_, weight2_, hidden_ = _wide(dy, x, weight1, bias1, weight2, hidden)
     v = hidden_ + bias1_
     cdf, density = _cdf(v), torch.exp(-0.5 * v * v) / math.sqrt(2 * math.pi)
     dv = rows((dy_ @ weight2_) * (cdf + v * density))
     dweight1, dweight2 = dv.T @ rows(x_), rows(dy_).T @ rows(v * cdf)
     dx = (dv @ weight1_).reshape(x.shape)
-    weights = (dweight1, dv.sum(0), dweight2, rows(dy_).sum(0))
-    dweight1, dbias1, dweight2, dbias2 = (w.to(weight1.dtype).contiguous() for w in weights)
-    return dx.to(x.dtype).contiguous(), dweight1, dbias1, dweight2, dbias2
+    grads = (dx, dweight1, dv.sum(0), dweight2, rows(dy_).sum(0))
+    dx, dweight1, dbias1, dweight2, dbias2 = (
+        g.to(x.dtype).contiguous() if want else x.new_empty(0) for g, want in zip(grads, wanted, strict=True)
+    )
+    return dx, dweight1, dbias1, dweight2, dbias2
