@@ -44,6 +44,8 @@ class FastVimMixer(VimMixer):
         super().__init__(d_model, norm_after_scan=norm_after_scan, **options)
         if self.bimamba_type != "v2":
             raise UserError(f"bimamba_type: FastVim scans both directions, 'v2', got {self.bimamba_type!r}; use Vim")
+        if not self.divide:
+            raise UserError("if_divide_out: FastVim takes the mean of its directions; leave it True")
         self.collapse_method = find("collapse_method", collapse_method, ("mean", "max"))
         self.scaling_factor = scaling_factor
         self.pooled_axes = pooled_axes

@@ -31,7 +31,8 @@ def find(argument: str, name: Any, known: Any) -> Any:
     """`known[name]`, or `name` itself of a plain list, in any case; UserError with the known names otherwise."""
     key = str(name).lower()
     if key not in known:
-        raise UserError(f"{argument}: {name!r} is not one of {', '.join(known)}.{closest(key, known)}")
+        names = ", ".join(str(word) or "''" for word in known)
+        raise UserError(f"{argument}: {name!r} is not one of {names}.{closest(key, known)}")
     return known[key] if isinstance(known, dict) else key
 
 

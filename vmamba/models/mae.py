@@ -68,14 +68,20 @@ class MaskedAutoencoder(Network):
     ) -> None:
         refuse_unknown(type(self), unknown)
         check_vim_arguments(
-            counts=dict(patch_size=patch_size, depth=depth, embed_dim=embed_dim, d_state=16),
-            drop_path_rate=0.0,
+            counts=dict(
+                patch_size=patch_size,
+                depth=depth,
+                embed_dim=embed_dim,
+                channels=channels if in_chans is None else in_chans,
+                decoder_embed_dim=decoder_embed_dim,
+                decoder_depth=decoder_depth,
+            ),
+            rates=dict(mask_ratio=mask_ratio),
+            norm_epsilon=norm_epsilon,
             ssm_cfg=ssm_cfg,
             initializer_cfg=None,
             pairs=False,
         )
-        if not 0 <= mask_ratio < 1:
-            raise UserError(f"mask_ratio: expected a number from 0 to below 1, got {mask_ratio!r}")
         if num_classes:
             raise UserError(f"num_classes: an autoencoder has no classes, got {num_classes}; use FastVim or VimLN")
         if stride not in (None, patch_size):

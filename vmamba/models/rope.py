@@ -32,6 +32,8 @@ class Rope(nn.Module):
 
     freqs_cos: Tensor
     freqs_sin: Tensor
+    # Follow from the grid, so that weights trained without rotations fit too.
+    optional_keys = ("freqs_*",)
 
     def __init__(
         self, dim: int, grid: tuple[int, int], pretrained_length: int = 14, theta: float = 1e4, device: Any = None
