@@ -453,6 +453,8 @@ def test_features_of_pairs_and_pruning() -> None:
         (Vim, dict(img_size=3), r"img_size: expected at least patch_size 4, got \(3, 3\)"),
         (Vim, dict(embed_dim=18, if_rope=True), "embed_dim: if_rope needs a multiple of 4, got 18"),
         (Vim, dict(img_size=3.5), r"img_size: expected an int or \(H, W\), got 3.5"),
+        (Vim, dict(pt_hw_seq_len=0, if_rope=True), "pt_hw_seq_len: expected a number above 0, got 0"),
+        (FastVim, dict(scaling_factor=math.nan), "scaling_factor: expected a number above 0, got nan"),
         (Vim, dict(stride=0), "stride: expected an int of at least 1, got 0"),
         (Vim, dict(stride=2.5), "stride: expected an int of at least 1, got 2.5"),
         (Vim, dict(in_chans=0), "channels: expected an int of at least 1, got 0"),

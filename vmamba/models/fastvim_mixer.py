@@ -16,6 +16,7 @@ from torch import Tensor
 from vmamba_kernels import pool_tokens, pooled_scan
 
 from ..errors import UserError
+from .argument_checks import check_positive
 from .layers import find
 from .vim_mixer import VimMixer
 
@@ -47,6 +48,7 @@ class FastVimMixer(VimMixer):
         if not self.divide:
             raise UserError("if_divide_out: FastVim takes the mean of its directions; leave it True")
         self.collapse_method = find("collapse_method", collapse_method, ("mean", "max"))
+        check_positive("scaling_factor", scaling_factor)
         self.scaling_factor = scaling_factor
         self.pooled_axes = pooled_axes
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .argument_checks import check_positive
 
 Rotation = tuple[Tensor, Tensor]
 
@@ -41,6 +42,7 @@ class Rope(nn.Module):
         super().__init__()
         if dim % 4:
             raise UserError(f"embed_dim: if_rope needs a multiple of 4, got {dim}")
+        check_positive("pt_hw_seq_len", pretrained_length)
         self.dim = dim
         self.pretrained_length = pretrained_length
         self.theta = theta
