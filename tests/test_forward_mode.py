@@ -58,3 +58,12 @@ def test_operators_refuse_forward_derivatives(operator: str, derivative: Callabl
         derivative(lambda x: call({**tensors, name: x}, None), first, torch.ones_like(first))
     with forward_ad.dual_level():
         assert call(tensors, None).isfinite().all()
+
+
+@pytest.mark.parametrize("operator", sorted(set(CASES) - {"cross_scan"}))
+def test_operators_refuse_gradients_of_torch_func(operator: str) -> None:
+    make, call = CASES[operator]
+    tensors = make()
+    name, first = next(iter(tensors.items()))
+    with pytest.raises(RuntimeError, match="torch.func's gradients are not implemented; take torch.autograd's"):
+        torch.func.grad(lambda x: call({**tensors, name: x}, None).sum())(first)

@@ -27,14 +27,16 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     """Return a model by name: timm's ``create_model`` over the models of this package.
 
     `kwargs` are timm's (``pretrained``, ``num_classes``, ``in_chans``, ``features_only``, ``out_indices``, ...)
-    and the constructor's. Raises `vmamba.errors.UserError` for a name that is not in `list_models`.
+    and the constructor's. The published long names and timm's tags (``vim_tiny.in1k``) are names too. Raises
+    `vmamba.errors.UserError` for any other name that is not in `list_models`.
     """
     import timm
 
     from vmamba.errors import UserError, closest
 
     known = list_models()
-    if name not in known:
+    plain = str(name).partition(".")[0]
+    if not timm.is_model(plain) or not timm.models.model_entrypoint(plain).__module__.startswith("vmamba."):
         raise UserError(f"unknown model '{name}'.{closest(name, known)} See vmamba.list_models().")
     return timm.create_model(name, **kwargs)
 

@@ -48,6 +48,8 @@ def _differentiate(name: str, backward: Callable[..., Any], setup_context: Calla
 
     def kernel(keyset: torch._C.DispatchKeySet, *inputs: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+            if torch._C._are_functorch_transforms_active():
+                raise RuntimeError(f"{name}: torch.func's gradients are not implemented; take torch.autograd's")
             return function.apply(*inputs)
         return op.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
 

@@ -268,6 +268,8 @@ def test_small_and_empty_batches_narrow_types_layouts_and_copies(name: str) -> N
         assert model(x[:0]).shape == (0, 7) and model(images(1, size=(32, 32))).isfinite().all()
         for copied in (again, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301
             assert torch.equal(copied(x), expected)
+        one_by_one = torch.vmap(lambda image: model(image[None])[0])(x)
+        torch.testing.assert_close(one_by_one, expected, rtol=1e-4, atol=1e-5)
         by_channel = copy.deepcopy(model).to(memory_format=torch.channels_last)
         assert torch.allclose(by_channel(x.contiguous(memory_format=torch.channels_last)), expected, atol=1e-6)
         half = copy.deepcopy(model).half()(x.half())

@@ -110,11 +110,16 @@ def test_parameters_are_the_published_ones(name: str) -> None:
 def test_these_are_all() -> None:
     assert {name for name in vmamba.list_models() if "vmamba" not in name} >= set(PARAMETERS)
     assert vmamba.list_models("vim_*stride8") == ["vim_small_stride8", "vim_tiny_stride8"]
+    assert isinstance(vmamba.create_model("vim_tiny.in1k", device="meta", depth=1), Vim), "timm's tag"
+    for other in ("deit_tiny_patch16_224", "vim_tinny"):
+        with pytest.raises(UserError, match=f"unknown model '{other}'"):
+            vmamba.create_model(other)
 
 
 @pytest.mark.parametrize("name", LONG)
 def test_a_long_name_builds_the_same_network(name: str) -> None:
     model = timm.create_model(name, device="meta", depth=1)
+    assert type(vmamba.create_model(name, device="meta", depth=1)) is type(model)
     short = timm.create_model(LONG[name], device="meta", depth=1)
     assert type(model) is type(short) and model.pretrained_cfg["architecture"] == LONG[name]
     assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in short.state_dict().items()}
@@ -252,6 +257,8 @@ def test_any_input_size(kind: type[nn.Module]) -> None:
     if kind is FastVim:
         assert torch.equal(model(images(9, 21)), model(F.pad(images(9, 21), (0, 3, 0, 3))))
         assert model(images(2, 3)).shape == (2, 5)
+        with pytest.raises(ValueError, match=r"at least 1 pixels a side, got \(2, 3, 0, 3\)"):
+            model(images(0, 3))
     else:
         assert torch.equal(model(images(9, 21)), model(images(9, 21)[:, :, :8, :20]))
         with pytest.raises(ValueError, match=r"at least 4 pixels a side, got \(2, 3, 2, 3\)"):
@@ -441,12 +448,27 @@ def test_features_of_pairs_and_pruning() -> None:
         (Vim, dict(initializer_cfg=dict(scale=3)), "initializer_cfg: 'scale' is not one of initializer_range"),
         (Vim, dict(if_bidirectional=True, depth=3), "depth: if_bidirectional takes the blocks in pairs, got 3 blocks"),
         (Vim, dict(depth=0), "depth: expected an int of at least 1, got 0"),
-        (Vim, dict(d_state=257), "d_state: expected at most 256, got 257"),
+        (Vim, dict(d_state=257), "d_state: expected an int from 1 to 256, got 257"),
         (Vim, dict(drop_path_rate=1.0), "drop_path_rate: expected a number from 0 to below 1, got 1.0"),
         (Vim, dict(img_size=3), r"img_size: expected at least patch_size 4, got \(3, 3\)"),
         (Vim, dict(embed_dim=18, if_rope=True), "embed_dim: if_rope needs a multiple of 4, got 18"),
-        (Vim, dict(stride=0), "stride: must be at least 1, got 0"),
-        (Vim, dict(ssm_cfg=dict(dt_rank=0)), "dt_rank: must be at least 1, got 0"),
+        (Vim, dict(img_size=3.5), r"img_size: expected an int or \(H, W\), got 3.5"),
+        (Vim, dict(pt_hw_seq_len=0, if_rope=True), "pt_hw_seq_len: expected a number above 0, got 0"),
+        (FastVim, dict(scaling_factor=math.nan), "scaling_factor: expected a number above 0, got nan"),
+        (Vim, dict(stride=0), "stride: expected an int of at least 1, got 0"),
+        (Vim, dict(stride=2.5), "stride: expected an int of at least 1, got 2.5"),
+        (Vim, dict(in_chans=0), "channels: expected an int of at least 1, got 0"),
+        (Vim, dict(num_classes=None), "num_classes: expected an int of at least 0, got None"),
+        (Vim, dict(drop_rate="x"), "drop_rate: expected a number from 0 to below 1, got 'x'"),
+        (Vim, dict(norm_epsilon=-1e-5), "norm_epsilon: expected a number above 0, got -1e-05"),
+        (Vim, dict(initializer_cfg=dict(n_residuals_per_layer=0)), "n_residuals_per_layer: expected a number above 0"),
+        (Vim, dict(global_pool="mean"), "global_pool: 'mean' is not one of token, avg, max, last, ''"),
+        (Vim, dict(ssm_cfg=dict(dt_rank=0)), "dt_rank: expected an int of at least 1, got 0"),
+        (Vim, dict(ssm_cfg=dict(dt_rank="big")), "dt_rank: expected an int of at least 1, got 'big'"),
+        (Vim, dict(ssm_cfg=dict(d_conv=9)), "d_conv: expected an int from 1 to 8, got 9"),
+        (Vim, dict(ssm_cfg=dict(expand="x")), "expand: expected a number above 0, got 'x'"),
+        (Vim, dict(ssm_cfg=dict(dt_min=0)), "dt_min: expected a number above 0, got 0"),
+        (FastVim, dict(if_divide_out=False), "if_divide_out: FastVim takes the mean of its directions"),
         (FastVim, dict(bimamba_type="v1"), "bimamba_type: FastVim scans both directions"),
         (FastVim, dict(collapse_method="sum"), "collapse_method: 'sum' is not one of mean, max"),
         (FastVim, dict(scanpath_type="zigzag"), "scanpath_type: 'zigzag' is not one of rowwise, colwise"),

@@ -140,3 +140,15 @@ def test_a_file_given_to_a_published_factory(tmp_path) -> None:
     model: Any = timm.create_model(long, **small, img_size=96, pretrained_checkpoint_path=tmp_path / "weights.ckpt")
     assert model.pos_embed.shape == (1, 36, 16) and torch.equal(model.norm_f.weight, source.norm_f.weight)
     assert torch.equal(model.layers[0].mixer.in_proj.weight, source.layers[0].mixer.in_proj.weight)
+    options: dict[str, Any] = dict(features_only=True, out_indices=(0,), img_size=64)
+    maps: Any = timm.create_model(long, **small, **options, pretrained_checkpoint_path=tmp_path / "weights.ckpt").eval()
+    expected = source.eval().forward_intermediates(torch.ones(1, 3, 64, 64), intermediates_only=True)[0]
+    assert torch.equal(maps(torch.ones(1, 3, 64, 64))[0], expected)
+
+
+def test_weights_without_rotations_fit_a_network_that_has_them() -> None:
+    state = state_of(Vim(**NANO))
+    model = Vim(**NANO, if_rope=True)
+    rotations = model.rope.freqs_cos.clone()
+    report = load_weights(model, state, quiet=True)
+    assert report.clean and torch.equal(model.rope.freqs_cos, rotations)

@@ -16,6 +16,7 @@ from torch import Tensor
 from vmamba_kernels import pool_tokens, pooled_scan
 
 from ..errors import UserError
+from .argument_checks import check_positive
 from .layers import find
 from .vim_mixer import VimMixer
 
@@ -44,9 +45,10 @@ class FastVimMixer(VimMixer):
         super().__init__(d_model, norm_after_scan=norm_after_scan, **options)
         if self.bimamba_type != "v2":
             raise UserError(f"bimamba_type: FastVim scans both directions, 'v2', got {self.bimamba_type!r}; use Vim")
+        if not self.divide:
+            raise UserError("if_divide_out: FastVim takes the mean of its directions; leave it True")
         self.collapse_method = find("collapse_method", collapse_method, ("mean", "max"))
-        if not isinstance(scaling_factor, int | float):
-            raise UserError(f"scaling_factor: expected a number, got {scaling_factor!r}")
+        check_positive("scaling_factor", scaling_factor)
         self.scaling_factor = scaling_factor
         self.pooled_axes = pooled_axes
 

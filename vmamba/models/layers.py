@@ -31,7 +31,8 @@ def find(argument: str, name: Any, known: Any) -> Any:
     """`known[name]`, or `name` itself of a plain list, in any case; UserError with the known names otherwise."""
     key = str(name).lower()
     if key not in known:
-        raise UserError(f"{argument}: {name!r} is not one of {', '.join(known)}.{closest(key, known)}")
+        names = ", ".join(str(word) or "''" for word in known)
+        raise UserError(f"{argument}: {name!r} is not one of {names}.{closest(key, known)}")
     return known[key] if isinstance(known, dict) else key
 
 
@@ -57,6 +58,11 @@ def to_channel_first() -> nn.Module:
 def to_channel_last() -> nn.Module:
     """CF to CL, as a view."""
     return Permute(0, 2, 3, 1)
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """CF images in channels_last memory; as they are under a transform of torch.func, which knows no such layout."""
+    return images if transformed() else images.contiguous(memory_format=torch.channels_last)
 
 
 @register_notrace_module

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .argument_checks import check_rate
 from .class_tokens import class_token_places, insert_tokens, without_tokens
 from .layers import LayerNorm, find
 from .masked_mixer import KeptTokens, MaskedBlock, MaskedFastVimMixer
@@ -72,11 +73,12 @@ class MaskedAutoencoder(Network):
                 patch_size=patch_size,
                 depth=depth,
                 embed_dim=embed_dim,
+                channels=channels if in_chans is None else in_chans,
                 decoder_embed_dim=decoder_embed_dim,
                 decoder_depth=decoder_depth,
-                d_state=16,
             ),
-            drop_path_rate=0.0,
+            rates=dict(mask_ratio=mask_ratio),
+            norm_epsilon=norm_epsilon,
             ssm_cfg=ssm_cfg,
             initializer_cfg=None,
             pairs=False,
@@ -95,7 +97,7 @@ class MaskedAutoencoder(Network):
         self.patch_size = patch_size
         self.num_classes, self.num_features, self.embed_dim = 0, embed_dim, embed_dim
         self.decoder_embed_dim = decoder_embed_dim
-        self.mask_ratio = _checked(mask_ratio)
+        self.mask_ratio = mask_ratio
         self.norm_pix_loss = norm_pix_loss
         self.aligned_targets = aligned_targets
         self.residual_in_fp32 = residual_in_fp32
@@ -208,7 +210,8 @@ class MaskedAutoencoder(Network):
         Patches with the least `noise` [B, L] are kept, n = int(L * (1 - mask_ratio)); None draws it.
         """
         x = self._embedded(x)
-        ratio = self.mask_ratio if mask_ratio is None else _checked(mask_ratio)
+        ratio = self.mask_ratio if mask_ratio is None else mask_ratio
+        check_rate("mask_ratio", ratio)
         if noise is None:
             noise = torch.rand(x.shape[:2], device=x.device)
         if noise.shape != x.shape[:2]:
@@ -269,12 +272,6 @@ class MaskedAutoencoder(Network):
     def no_weight_decay(self) -> set[str]:
         """Nothing: as published, all parameters are decayed in pre-training."""
         return set()
-
-
-def _checked(mask_ratio: float) -> float:
-    if not isinstance(mask_ratio, int | float) or not 0 <= mask_ratio < 1:
-        raise UserError(f"mask_ratio: expected a number from 0 to below 1, got {mask_ratio!r}")
-    return mask_ratio
 
 
 class FastMaskVim(MaskedAutoencoder):

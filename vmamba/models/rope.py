@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .argument_checks import check_positive
 
 Rotation = tuple[Tensor, Tensor]
 
@@ -32,6 +33,8 @@ class Rope(nn.Module):
 
     freqs_cos: Tensor
     freqs_sin: Tensor
+    # Follow from the grid, so that weights trained without rotations fit too.
+    optional_keys = ("freqs_*",)
 
     def __init__(
         self, dim: int, grid: tuple[int, int], pretrained_length: int = 14, theta: float = 1e4, device: Any = None
@@ -39,6 +42,7 @@ class Rope(nn.Module):
         super().__init__()
         if dim % 4:
             raise UserError(f"embed_dim: if_rope needs a multiple of 4, got {dim}")
+        check_positive("pt_hw_seq_len", pretrained_length)
         self.dim = dim
         self.pretrained_length = pretrained_length
         self.theta = theta

@@ -19,6 +19,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .argument_checks import check_int
 from .class_tokens import (
     CLASS_TOKENS,
     class_token_kind,
@@ -121,13 +122,22 @@ class Vim(Network):
     ) -> None:
         if_divide_out = unknown.pop("if_devide_out", if_divide_out)
         refuse_unknown(type(self), unknown)
+        stride = patch_size if stride is None else stride
         check_vim_arguments(
-            counts=dict(patch_size=patch_size, depth=depth, embed_dim=embed_dim, d_state=d_state),
-            drop_path_rate=drop_path_rate,
+            counts=dict(
+                patch_size=patch_size,
+                stride=stride,
+                depth=depth,
+                embed_dim=embed_dim,
+                channels=channels if in_chans is None else in_chans,
+            ),
+            rates=dict(drop_rate=drop_rate, drop_path_rate=drop_path_rate),
+            norm_epsilon=norm_epsilon,
             ssm_cfg=ssm_cfg,
             initializer_cfg=initializer_cfg,
             pairs=if_bidirectional,
         )
+        check_int("num_classes", num_classes, least=0)
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.num_classes = num_classes
@@ -146,7 +156,6 @@ class Vim(Network):
 
         for name in CLASS_TOKEN_NAMES[self.class_token]:
             self.register_parameter(name, nn.Parameter(torch.empty(1, 1, embed_dim, **dd)))
-        stride = patch_size if stride is None else stride
         patches = self.patch_embedding(self.in_chans, embed_dim, patch_size, stride, self.pads_images, **dd)
         grid = self._oriented(patches.grid(self.img_size))
         rows = grid[0] * grid[1] + CLASS_TOKENS[self.embedded_token]

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from numbers import Integral
 from typing import Any
 
 from torch import nn
 
 from ..errors import UserError, closest
+from .argument_checks import check_int, check_positive, check_rate
 from .vim_mixer import VimMixer
 
 # Arguments of the mixer that the model itself sets, not `ssm_cfg`.
 _OF_THE_MODEL = ("self", "d_model", "bimamba_type", "if_divide_out", "init_layer_scale", "device", "dtype")
 INITIALIZER_ARGUMENTS = ("initializer_range", "rescale_prenorm_residual", "n_residuals_per_layer")
-LARGEST_STATE = 256
 
 
 def refuse_unknown(kind: type[nn.Module], unknown: Mapping[str, Any]) -> None:
@@ -34,21 +33,20 @@ def _parameters(kind: type) -> list[str]:
 
 def check_vim_arguments(
     counts: Mapping[str, Any],
-    drop_path_rate: Any,
+    rates: Mapping[str, Any],
+    norm_epsilon: Any,
     ssm_cfg: Mapping[str, Any] | None,
     initializer_cfg: Mapping[str, Any] | None,
     pairs: bool,
 ) -> None:
     """Raise a UserError that names the first argument whose value cannot work; `pairs` wants an even depth."""
     for argument, value in counts.items():
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{argument}: expected an int of at least 1, got {value!r}")
-    if counts["d_state"] > LARGEST_STATE:
-        raise UserError(f"d_state: expected at most {LARGEST_STATE}, got {counts['d_state']}")
+        check_int(argument, value)
     if pairs and counts["depth"] % 2:
         raise UserError(f"depth: if_bidirectional takes the blocks in pairs, got {counts['depth']} blocks")
-    if not isinstance(drop_path_rate, int | float) or not 0 <= drop_path_rate < 1:
-        raise UserError(f"drop_path_rate: expected a number from 0 to below 1, got {drop_path_rate!r}")
+    for argument, value in rates.items():
+        check_rate(argument, value)
+    check_positive("norm_epsilon", norm_epsilon)
     of_mixer = [name for name in _parameters(VimMixer) if name not in _OF_THE_MODEL]
     for argument, given, known in (
         ("ssm_cfg", ssm_cfg, of_mixer),
@@ -57,3 +55,4 @@ def check_vim_arguments(
         for name in given or ():
             if name not in known:
                 raise UserError(f"{argument}: {name!r} is not one of {', '.join(known)}.{closest(name, known)}")
+    check_positive("n_residuals_per_layer", dict(initializer_cfg or {}).get("n_residuals_per_layer", 1))

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from vmamba_kernels import causal_conv1d, selective_scan
 from vmamba_kernels.mamba_inner import fuses, mamba_inner
 
-from ..errors import UserError
+from .argument_checks import check_int, check_positive
 from .layers import LayerNorm, find, plainly_used
 
 BIMAMBA_TYPES = ("v2", "v1", "none")
+LARGEST_STATE = 256
+WIDEST_CONVOLUTION = 8
 
 
 def wide(x: Tensor) -> Tensor:
@@ -74,12 +76,20 @@ class VimMixer(nn.Module):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.bimamba_type = find("bimamba_type", bimamba_type, BIMAMBA_TYPES)
+        check_positive("expand", expand)
         self.d_inner = inner = int(expand * d_model)
         self.d_state = d_state
-        self.dt_rank = rank = math.ceil(d_model / 16) if dt_rank == "auto" else int(dt_rank)
-        for name, value in (("expand * d_model", inner), ("d_state", d_state), ("dt_rank", rank), ("d_conv", d_conv)):
-            if value < 1:
-                raise UserError(f"{name}: must be at least 1, got {value}")
+        rank: Any = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
+        self.dt_rank: int = rank
+        for name, count, most in (
+            ("expand * d_model", inner, None),
+            ("d_state", d_state, LARGEST_STATE),
+            ("dt_rank", rank, None),
+            ("d_conv", d_conv, WIDEST_CONVOLUTION),
+        ):
+            check_int(name, count, most=most)
+        for name, value in (("dt_min", dt_min), ("dt_max", dt_max), ("dt_scale", dt_scale)):
+            check_positive(name, value)
         self.dt_init = (dt_min, dt_max, find("dt_init", dt_init, ("random", "constant")), dt_scale, dt_init_floor)
         self.divide = if_divide_out and self.bimamba_type == "v2"
         self.use_fast_path = use_fast_path

@@ -11,6 +11,7 @@ from timm.layers import lecun_normal_
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .layers import channels_last
 
 
 class PatchEmbed(nn.Module):
@@ -23,8 +24,6 @@ class PatchEmbed(nn.Module):
         self, in_chans: int, embed_dim: int, patch_size: int, stride: int, pads: bool = False, **dd: Any
     ) -> None:
         super().__init__()
-        if stride < 1:
-            raise UserError(f"stride: must be at least 1, got {stride}")
         self.patch_size = patch_size
         self.stride = stride
         self.pads = pads
@@ -52,14 +51,16 @@ class PatchEmbed(nn.Module):
         return self.side(size[0]), self.side(size[1])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(self._padded(x).contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        return self.proj(channels_last(self._padded(x))).permute(0, 2, 3, 1)
 
     def _padded(self, x: Tensor) -> Tensor:
+        compiling = torch.compiler.is_compiling()
+        least = 1 if self.pads else self.patch_size
+        if not compiling and min(x.shape[2:]) < least:
+            raise ValueError(f"x: expected images of at least {least} pixels a side, got {tuple(x.shape)}")
         if self.pads:
             right, bottom = self._missing(x.shape[3]), self._missing(x.shape[2])
-            return F.pad(x, (0, right, 0, bottom)) if torch.compiler.is_compiling() or right or bottom else x
-        if not torch.compiler.is_compiling() and min(x.shape[2:]) < self.patch_size:
-            raise ValueError(f"x: expected images of at least {self.patch_size} pixels a side, got {tuple(x.shape)}")
+            return F.pad(x, (0, right, 0, bottom)) if compiling or right or bottom else x
         return x
 
     def _missing(self, pixels: int) -> int:
@@ -99,8 +100,7 @@ class ChannelPatchEmbed(PatchEmbed):
 
 def pair(name: str, size: int | Sequence[int]) -> tuple[int, int]:
     """(H, W) from an int or a pair; UserError naming the argument otherwise."""
-    if isinstance(size, int):
-        return size, size
-    if len(size) != 2:
-        raise UserError(f"{name}: expected an int or (H, W), got {size}")
-    return size[0], size[1]
+    sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, Sequence) else ()
+    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        raise UserError(f"{name}: expected an int or (H, W), got {size!r}")
+    return sides

@@ -8,6 +8,7 @@ from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from ..weights.adapting import weights_for_timm
@@ -61,7 +62,7 @@ def create(kind: Callable[..., nn.Module], variant: str, pretrained: bool, publi
     depth = arguments["depth"]
     quarters = tuple(dict.fromkeys(max(depth * i // 4 - 1, 0) for i in range(1, 5)))
     out_indices = arguments.pop("out_indices", quarters)
-    model = build_model_with_cfg(
+    model: Any = build_model_with_cfg(
         kind,
         variant,
         pretrained,
@@ -70,7 +71,14 @@ def create(kind: Callable[..., nn.Module], variant: str, pretrained: bool, publi
         **arguments,
     )
     if checkpoint:
-        load_weights(model, checkpoint, allow_head_mismatch=True)
+        # What `features_only` wraps has lost the blocks after the last feature, the final norm and the head.
+        wrapped = isinstance(model, FeatureGetterNet)
+        load_weights(
+            model.model if wrapped else model,
+            checkpoint,
+            allow_head_mismatch=True,
+            allow_unexpected=("layers.*", "norm_f.*", "head.*") if wrapped else (),
+        )
     return model
 
 

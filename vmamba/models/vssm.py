@@ -24,7 +24,7 @@ from ..errors import UserError, closest
 from .block import VSSBlock
 from .classifier import Classifier, init_linear
 from .forward_type import ForwardType
-from .layers import ACTIVATIONS, NORMS, downsample, find, patch_embed
+from .layers import ACTIVATIONS, NORMS, channels_last, downsample, find, patch_embed
 from .network import Network, Shapes
 from .ss2d import SS2D
 from .vssm_checks import check_vssm_arguments
@@ -206,7 +206,7 @@ class VSSM(Network):
 
     def _stem(self, x: Tensor) -> Tensor:
         x = checked_images(x, self.in_chans, self.least_size)
-        x = self.patch_embed(x.contiguous(memory_format=torch.channels_last))
+        x = self.patch_embed(channels_last(x))
         if self.pos_embed is not None and self.add_pos_embed:
             x = with_pos_embed(x, self.pos_embed, self.channel_first)
         return x
