@@ -66,8 +66,8 @@ def _backward_fake(
     wanted: Sequence[bool],
     backend: str,
 ) -> tuple[Tensor, ...]:
-    shapes = (x.shape, weight1.shape, bias1.shape, weight2.shape, weight2.shape[0])
-    return tuple(x.new_empty(shape if want else 0) for shape, want in zip(shapes, wanted, strict=True))
+    shapes = (x.shape, weight1.shape, bias1.shape, weight2.shape, weight2.shape[:1])
+    return tuple(x.new_empty(shape if want else (0,)) for shape, want in zip(shapes, wanted, strict=True))
 
 
 forward = define(
