@@ -26,7 +26,7 @@ from classification.train import Trainer
 from classification.world import World
 from vmamba.counting import count_model
 from vmamba.errors import UserError, closest
-from vmamba.models.from_config import model_from_config
+from vmamba.models.from_config import is_autoencoder, model_from_config
 from vmamba.preprocess import image_size
 from vmamba.weights import load_checkpoint
 
@@ -35,6 +35,7 @@ _MOVES_TOKEN = "if_random_cls_token_position"
 
 def build_network(config: CfgNode, world: World, logger: logging.Logger) -> nn.Module:
     """Return the configured network on this process's device, and log its size."""
+    check_classes(config)
     network = model_from_config(config)
     freeze(config, network)
     logger.info(f"Creating model:{config.MODEL.TYPE}/{config.MODEL.NAME}")
@@ -46,6 +47,16 @@ def build_network(config: CfgNode, world: World, logger: logging.Logger) -> nn.M
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         network.register_forward_pre_hook(_channels_last)
     return synchronised(config, network.to(world.device), world)
+
+
+def check_classes(config: CfgNode) -> None:
+    """Raise `UserError` where ``MODEL.TIMM`` asks for a head of another number of classes than the data has."""
+    stated, classes = config.MODEL.TIMM.get("num_classes"), config.MODEL.NUM_CLASSES
+    if config.MODEL.TYPE == "timm" and stated not in (None, classes) and not is_autoencoder(config):
+        raise UserError(
+            f"MODEL.TIMM.num_classes {stated}: there are {classes} classes (MODEL.NUM_CLASSES, which training takes "
+            "from the data); leave it out"
+        )
 
 
 def _channels_last(network: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -63,7 +74,8 @@ def _gflops(config: CfgNode, network: nn.Module) -> str:
 
 def build_trainer(config: CfgNode, network: nn.Module, data: Data, world: World, logger: logging.Logger) -> Trainer:
     """Return the `Trainer` of a run: optimizer, schedule, loss and average around `network`."""
-    for line in (*without_effect(config, world), *check_forward_arguments(config, network)):
+    check_forward_arguments(config, network)
+    for line in (*without_effect(config, world), *forward_without_effect(config, network)):
         logger.warning(line)
     distillation = build_distillation(config, network, world)
     start_alike(network, world)
@@ -102,18 +114,22 @@ def build_trainer(config: CfgNode, network: nn.Module, data: Data, world: World,
     )
 
 
-def check_forward_arguments(config: CfgNode, network: nn.Module) -> list[str]:
-    """Return one line for each argument of ``TRAIN.FORWARD`` that does nothing.
-
-    Raises `UserError` where it names one that the network's forward does not take.
-    """
+def check_forward_arguments(config: CfgNode, network: nn.Module) -> None:
+    """Raise `UserError` where ``TRAIN.FORWARD`` names an argument that the network's forward does not take."""
     known = list(inspect.signature(network.forward).parameters)[1:]
     for name in config.TRAIN.FORWARD:
         if name not in known:
             kind = type(network).__name__
             raise UserError(f"TRAIN.FORWARD: {kind} takes no {name!r} in forward.{closest(name, known)}")
-    moves = config.TRAIN.FORWARD.get(_MOVES_TOKEN) and getattr(network, "class_token", "head") != "head"
-    return [f"TRAIN.FORWARD.{_MOVES_TOKEN} has no effect: the network has no class token at the head"] * bool(moves)
+
+
+def forward_without_effect(config: CfgNode, network: nn.Module) -> list[str]:
+    """Return one line for each argument of ``TRAIN.FORWARD`` that this network takes and does not follow."""
+    kind = getattr(network, "class_token", "head")
+    if config.TRAIN.FORWARD.get(_MOVES_TOKEN) and kind != "head":
+        reason = f"the network's class token is '{kind}', and only a single one at the head moves"
+        return [f"TRAIN.FORWARD.{_MOVES_TOKEN} has no effect: {reason}"]
+    return []
 
 
 def compile_in_place(config: CfgNode, network: nn.Module) -> None:

@@ -28,7 +28,7 @@ from classification.failures import explained
 from classification.finetuning import fetch_weights
 from classification.labels import LABELS
 from classification.log import Bar, close_logger, create_logger
-from classification.parallel import share_buffers, whole_on_every_process
+from classification.parallel import whole_on_every_process
 from classification.profiling import StepProfile
 from classification.progress import EpochSoFar, Progress
 from classification.records import Records
@@ -202,7 +202,6 @@ def evaluate_all(
         networks[" ema"] = trainer.average.on(trainer.world.device)
     scores = []
     for label, network in networks.items():
-        share_buffers(network, trainer.world)
         findings = task.new_findings(trainer.config, data) if found is not None else None
         with whole_on_every_process(network):
             score = task.score(trainer, network, data, findings)

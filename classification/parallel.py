@@ -33,18 +33,9 @@ def synchronised(config: CfgNode, network: nn.Module, world: World) -> nn.Module
 def start_alike(network: nn.Module, world: World) -> None:
     """Give every process the weights and buffers that the first one drew."""
     if world.size > 1:
-        for tensor in (*network.parameters(), *network.buffers()):
-            torch.distributed.broadcast(tensor.detach(), src=0)
-
-
-def share_buffers(network: nn.Module, world: World) -> None:
-    """Give every process the buffers of the first one, which are those that a checkpoint holds.
-
-    Batch norms count statistics of what their own process sees; without this each would evaluate another network.
-    """
-    if world.size > 1:
-        for buffer in network.buffers():
-            torch.distributed.broadcast(buffer.detach(), src=0)
+        for parameter in network.parameters():
+            torch.distributed.broadcast(parameter.detach(), src=0)
+    world.sync_buffers(network)
 
 
 def parallelise(config: CfgNode, network: nn.Module, average: Average | None, world: World) -> nn.Module:

@@ -94,7 +94,10 @@ class World:
             raise UserError(reasons[0])
 
     def sync_buffers(self, module: torch.nn.Module) -> None:
-        """Give every process the buffers (batch statistics) of the first."""
+        """Give every process the buffers of the first, which are those that a checkpoint holds.
+
+        Batch norms count statistics of what their own process sees; without this each would evaluate another network.
+        """
         if self.size > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, src=0)

@@ -10,6 +10,7 @@ import torch
 
 from classification.config import load_config
 from vmamba import summary
+from vmamba.building import build
 from vmamba.models.config_file import DEFAULTS, read_model_config
 from vmamba.models.from_config import model_from_config
 
@@ -85,6 +86,11 @@ def test_base_files_are_merged(tmp_path):
     (tmp_path / "a.yaml").write_text("BASE: [base.yaml]\nMODEL: {VSSM: {DEPTHS: [1, 1]}}\n")
     model = read_model_config(tmp_path / "a.yaml")["MODEL"]
     assert model["NUM_CLASSES"] == 7 and model["VSSM"]["EMBED_DIM"] == 8 and model["VSSM"]["DEPTHS"] == [1, 1]
+
+
+def test_a_file_may_state_classes_for_timm_and_a_caller_others(tmp_path):
+    (tmp_path / "a.yaml").write_text("MODEL: {TYPE: timm, NAME: test_resnet, TIMM: {num_classes: 7}}\n")
+    assert [build(str(tmp_path / "a.yaml"), num_classes=n)[0].num_classes for n in (None, 3)] == [7, 3]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from classification.arguments import parse
-from classification.build import check_forward_arguments
+from classification.build import check_forward_arguments, forward_without_effect
 from classification.checks import ignored_settings
 from classification.config import load_config
 from classification.labels import LABELS
@@ -86,12 +86,29 @@ def test_further_arguments_reach_the_training_forward() -> None:
     with pytest.raises(UserError, match="Vim takes no 'if_random_token_ranks' .*Did you mean 'if_random_token_rank'"):
         check_forward_arguments(config, Vim(img_size=16, patch_size=4, depth=2, embed_dim=16, num_classes=5))
     config, _ = load_config(opts=["TRAIN.FORWARD.if_random_cls_token_position", "True"])
-    for middle in (True, False):
-        vim = Vim(img_size=16, patch_size=4, depth=2, embed_dim=16, num_classes=5, use_middle_cls_token=middle)
-        found = check_forward_arguments(config, vim)
-        assert ["has no effect: the network has no class token at the head" in line for line in found] == [
-            True
-        ] * middle
+    check_forward_arguments(config, Vim(img_size=16, patch_size=4, depth=2, embed_dim=16, num_classes=5))
+
+
+@pytest.mark.parametrize(
+    ("kind", "switches"),
+    [
+        ("none", {"if_cls_token": False}),
+        ("double", {"use_double_cls_token": True}),
+        ("middle", {}),
+        ("head", {"use_middle_cls_token": False}),
+    ],
+)
+def test_a_class_token_that_does_not_move_is_told(kind: str, switches: dict[str, bool]) -> None:
+    vim = Vim(img_size=16, patch_size=4, depth=2, embed_dim=16, num_classes=5, **switches)
+    assert vim.class_token == kind
+    for asked in (True, False):
+        config, _ = load_config(opts=["TRAIN.FORWARD.if_random_cls_token_position", str(asked)])
+        found = forward_without_effect(config, vim)
+        if asked and kind != "head":
+            [line] = found
+            assert f"has no effect: the network's class token is '{kind}', and only a single one at the head" in line
+        else:
+            assert found == []
 
 
 def test_a_run_without_train_mode_drops_nothing(tiny_config, run_main, monkeypatch) -> None:

@@ -15,7 +15,7 @@ import timm
 import torch
 from torch import nn
 
-from classification.build import load_pretrained
+from classification.build import build_network, load_pretrained
 from classification.config import load_config
 from classification.finetuning import DoNotFit, fetch_weights, fill
 from classification.freezing import freeze, rest_frozen
@@ -111,7 +111,9 @@ def test_all_frozen_is_refused(words):
 def test_a_number_of_classes_that_is_not_the_datas_is_refused():
     words = ("MODEL.TYPE", "timm", "MODEL.NAME", "test_resnet", "MODEL.NUM_CLASSES", 3, "MODEL.TIMM.num_classes", 7)
     with pytest.raises(UserError, match="MODEL.TIMM.num_classes 7: there are 3 classes .* leave it out"):
-        model_from_config(config_of(*words))
+        build_network(config_of(*words), World(), logging.getLogger("heads"))
+    network: Any = build_network(config_of(*words[:-1], 3), World(), logging.getLogger("heads"))
+    assert network.num_classes == 3
 
 
 def test_a_linear_probe_moves_the_head_alone_and_frozen_statistics_rest():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from torch import nn
 
 from classification.averaging import build_average
 from classification.config import load_config
-from classification.parallel import blocks_of, gathered, parallelise, share_buffers, synchronised, without_effect
+from classification.parallel import blocks_of, gathered, parallelise, synchronised, without_effect
 from classification.world import World
 from tests.classification.runs import ROOT, write_images
 from vmamba.errors import UserError
@@ -38,7 +39,7 @@ def sharded(tmp_path_factory) -> Path:
     data = dict(DATA__DATASET="imagenet", DATA__DATA_PATH=str(images), DATA__BATCH_SIZE=4)
     config = write_config(folder, **data, **changes)
     command = [sys.executable, str(Path(__file__).with_name("sharded_runs.py")), str(config), str(folder / "out")]
-    command += [str(port) for port in free_ports(3)]
+    command += [str(port) for port in free_ports(4)]
     fixed = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]), "OMP_NUM_THREADS": "1"}
     fixed |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "CUDA_VISIBLE_DEVICES": ""}
     processes = [
@@ -101,6 +102,16 @@ def test_a_sharded_checkpoint_continues_in_one_process(sharded, run_main, tmp_pa
     assert code == 0 and "resumed" in output and "Train: [1/2][0/6]" in output and "Train: [0/2]" not in output, errors
 
 
+def test_processes_start_alike_and_evaluate_with_the_statistics_that_are_saved(sharded):
+    found = json.loads((sharded / "out" / "batch_norm.json").read_text())
+    assert list(found) == ["drawn", "started", "trained", "evaluated"]
+    for before, after in (("drawn", "started"), ("trained", "evaluated")):
+        first, second = found[before]
+        assert first["0.running_mean"] != second["0.running_mean"], before
+        assert found[after] == [first, first]
+    assert found["drawn"][0]["1.weight"] != found["drawn"][1]["1.weight"]
+
+
 # in one process
 
 
@@ -138,15 +149,6 @@ def test_batch_norms_are_synchronised_on_gpus():
     assert synchronised(config, network, World(0, 2)) is network and plain
     found = synchronised(config, network, World(0, 2, torch.device("cuda", 0)))
     assert {name for name, m in found.named_modules() if isinstance(m, nn.SyncBatchNorm)} == plain
-
-
-def test_processes_evaluate_with_the_statistics_that_are_saved(monkeypatch):
-    network = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))
-    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, src: tensor.fill_(3 + src))
-    share_buffers(network, World())
-    assert network[0].running_var.tolist() == [1, 1]
-    share_buffers(network, World(1, 2))
-    assert network[0].running_var.tolist() == [3, 3] and network[0].weight.tolist() == [1, 1]
 
 
 def test_an_average_on_the_cpu_cannot_be_sharded():

@@ -116,12 +116,6 @@ def _timm(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> nn.Module:
         arguments["drop_path_rate"] = model["DROP_PATH_RATE"]
     if timm.models.is_model_in_modules(name, _BUILT_FOR_A_SIZE):
         arguments["img_size"] = config["DATA"]["IMG_SIZE"]
-    stated = model.get("TIMM", {}).get("num_classes")
-    if stated is not None and stated != model["NUM_CLASSES"] and not is_autoencoder(config):
-        raise UserError(
-            f"MODEL.TIMM.num_classes {stated}: there are {model['NUM_CLASSES']} classes (MODEL.NUM_CLASSES, which "
-            "training takes from the data); leave it out"
-        )
     if is_autoencoder(config):
         arguments = {"img_size": config["DATA"]["IMG_SIZE"]}
     arguments |= {**model.get("TIMM", {}), **overrides}

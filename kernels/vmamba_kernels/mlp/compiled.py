@@ -53,7 +53,7 @@ def backward(
     """As `reference.backward`. The activation is computed again, in one pass with its derivative."""
     dy_, x_, hidden_, bias1 = rows(dy).contiguous(), rows(x).contiguous(), rows(hidden), bias1.contiguous()
     dx, dweight1, dbias1, dweight2, dbias2 = (x.new_empty(0) for _ in wanted)
-    if any(wanted[:4]):
+    if any(wanted[:3]):
         dhidden, sums = _widened(dy_, weight2.T), torch.empty_like(bias1)
         active = torch.empty_like(dhidden) if wanted[3] else None
         torch.ops.vmamba._bias_gelu_rows_backward(dhidden, hidden_, bias1, dhidden, sums, active)
@@ -62,4 +62,8 @@ def backward(
         dx = torch.mm(dhidden, weight1).view(x.shape) if wanted[0] else dx
         dweight1 = torch.mm(dhidden.T, x_) if wanted[1] else dweight1
         dbias1 = sums if wanted[2] else dbias1
+    elif wanted[3]:
+        active = torch.empty_like(hidden_)
+        torch.ops.vmamba._bias_gelu_rows(hidden_, bias1, active)
+        dweight2 = torch.mm(dy_.T, active)
     return dx, dweight1, dbias1, dweight2, dy_.sum(0) if wanted[4] else dbias2

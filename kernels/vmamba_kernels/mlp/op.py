@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,10 +34,18 @@ def _forward(
         return _module(x, backend).forward(x, weight1, bias1, weight2, bias2, keep_hidden)
 
 
-def _backward(dy: Tensor, x: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    *rest, backend = given
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    hidden: Tensor,
+    wanted: Sequence[bool],
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     with torch.autocast(x.device.type, enabled=False):  # a backward may run inside one
-        return _module(x, backend).backward(dy, x, *rest)
+        return _module(x, backend).backward(dy, x, weight1, bias1, weight2, hidden, wanted)
 
 
 def _forward_fake(
@@ -47,10 +56,18 @@ def _forward_fake(
     return x.new_empty((*x.shape[:-1], weight2.shape[0])), hidden
 
 
-def _backward_fake(dy: Tensor, x: Tensor, *given: Any) -> tuple[Tensor, ...]:
-    weight1, bias1, weight2, _, wanted, _ = given
-    shapes = (x.shape, weight1.shape, bias1.shape, weight2.shape, weight2.shape[0])
-    return tuple(x.new_empty(shape if want else 0) for shape, want in zip(shapes, wanted, strict=True))
+def _backward_fake(
+    dy: Tensor,
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    hidden: Tensor,
+    wanted: Sequence[bool],
+    backend: str,
+) -> tuple[Tensor, ...]:
+    shapes = (x.shape, weight1.shape, bias1.shape, weight2.shape, weight2.shape[:1])
+    return tuple(x.new_empty(shape if want else (0,)) for shape, want in zip(shapes, wanted, strict=True))
 
 
 forward = define(

@@ -44,13 +44,18 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dx [..., C] and the gradients of weight1, bias1, weight2 and bias2 in x's type; empty where not `wanted`."""
     dy_, x_, weight1_, bias1_, weight2_, hidden_ = _wide(dy, x, weight1, bias1, weight2, hidden)
-    v = hidden_ + bias1_
-    cdf, density = _cdf(v), torch.exp(-0.5 * v * v) / math.sqrt(2 * math.pi)
-    dv = rows((dy_ @ weight2_) * (cdf + v * density))
-    dweight1, dweight2 = dv.T @ rows(x_), rows(dy_).T @ rows(v * cdf)
-    dx = (dv @ weight1_).reshape(x.shape)
-    grads = (dx, dweight1, dv.sum(0), dweight2, rows(dy_).sum(0))
+    dy_, v = rows(dy_), rows(hidden_) + bias1_
+    cdf = _cdf(v)
+    dx, dweight1, dbias1, dweight2, dbias2 = (x.new_empty(0) for _ in wanted)
+    if any(wanted[:3]):
+        density = torch.exp(-0.5 * v * v) / math.sqrt(2 * math.pi)
+        dv = (dy_ @ weight2_) * (cdf + v * density)
+        dx = (dv @ weight1_).reshape(x.shape) if wanted[0] else dx
+        dweight1 = dv.T @ rows(x_) if wanted[1] else dweight1
+        dbias1 = dv.sum(0) if wanted[2] else dbias1
+    dweight2 = dy_.T @ (v * cdf) if wanted[3] else dweight2
+    dbias2 = dy_.sum(0) if wanted[4] else dbias2
     dx, dweight1, dbias1, dweight2, dbias2 = (
-        g.to(x.dtype).contiguous() if want else x.new_empty(0) for g, want in zip(grads, wanted, strict=True)
+        g.to(x.dtype).contiguous() for g in (dx, dweight1, dbias1, dweight2, dbias2)
     )
     return dx, dweight1, dbias1, dweight2, dbias2
