@@ -81,6 +81,7 @@ KNOWN = (
     ),
     Benchmark("ss2d_compiled", "ss2d", f"{COMPILED} unfused,associative_scan", None, ("triton",)),
     Benchmark("selective_scan_compiled", "selective_scan", f"{COMPILED} associative_scan", None, ("triton",)),
+    Benchmark("layers", "layers", f"{SHORT} --budget 40 --batch 128 --contenders torch", f"{TRIAL} --contenders torch"),
     Benchmark(
         "growth",
         "growth",
