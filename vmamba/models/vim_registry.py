@@ -74,12 +74,10 @@ def create(kind: Callable[..., nn.Module], variant: str, pretrained: bool, publi
         **arguments,
     )
     if checkpoint:
-        lost: list[str] = []
-        network = model
-        if isinstance(model, FeatureGetterNet):
-            # What `features_only` wraps has lost the blocks after the last feature, the final norm and the head.
-            network = model.model
-            lost = [f"layers.{i}.*" for i in range(len(network.layers), depth)] + ["norm_f.*", "head.*"]
+        # What `features_only` wraps has lost the blocks after the last feature, the final norm and the head.
+        wrapped = isinstance(model, FeatureGetterNet)
+        network = model.model if wrapped else model
+        lost = [f"layers.{i}.*" for i in range(len(network.layers), depth)] + ["norm_f.*", "head.*"] if wrapped else []
         load_weights(network, checkpoint, allow_head_mismatch=True, allow_unexpected=lost)
     return model
 
