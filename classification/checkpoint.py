@@ -228,12 +228,12 @@ def resume(trainer: Trainer, path: Path, batches: Batches) -> Progress:
         if key not in payload:
             raise UserError(f"{path} has no '{key}', so it cannot be resumed; --pretrained takes its weights")
     _warn_changes(trainer, payload, path)
-    load_weights(trainer.network, payload, entry="model", quiet=True, name=str(path))
+    load_weights(trainer.network, payload, entry="model", quiet=True, source_name=str(path))
     if trainer.average is not None:
         entry = "model_ema" if "model_ema" in payload else "model"
         if entry == "model":
             trainer.logger.warning(f"{path.name} has no averaged weights; the average starts from its model")
-        load_weights(trainer.average.network, payload, entry=entry, quiet=True, name=str(path))
+        load_weights(trainer.average.network, payload, entry=entry, quiet=True, source_name=str(path))
     _restore_optimizer(trainer.optimizer, payload["optimizer"], path)
     if trainer.precision.scaler.is_enabled() and payload.get("scaler"):
         trainer.precision.scaler.load_state_dict(payload["scaler"])

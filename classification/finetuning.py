@@ -52,7 +52,7 @@ def fill(
             prefer_ema=prefer_ema,
             allow_head_mismatch=allow_head_mismatch,
             quiet=True,
-            name=path,
+            source_name=path,
         )
     except WeightsDoNotFit as error:
         raise DoNotFit(str(error), f"{path} does not fit the model:\n{error.report.table()}") from None

@@ -18,9 +18,9 @@ from classification.reconstruction_picture import Reconstructions
 from classification.train import Trainer
 from classification.world import World
 from vmamba.errors import UserError, closest
+from vmamba.models.argument_checks import pair
 from vmamba.models.from_config import is_autoencoder
 from vmamba.models.mae_variants import MAE_VARIANTS
-from vmamba.models.vim_patches import pair
 from vmamba.preprocess import image_size
 
 # Settings that need labels or a head, and the value that turns each off.

@@ -33,11 +33,15 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     import timm
 
     from vmamba.errors import UserError, closest
+    from vmamba.models import model_tags, short_name
 
-    known = list_models()
-    plain = str(name).partition(".")[0]
-    if not timm.is_model(plain) or not timm.models.model_entrypoint(plain).__module__.startswith("vmamba."):
-        raise UserError(f"unknown model '{name}'.{closest(name, known)} See vmamba.list_models().")
+    if short_name(str(name)) is None:
+        plain, _, tag = str(name).partition(".")
+        short = short_name(plain)
+        if short is None:
+            raise UserError(f"unknown model '{name}'.{closest(name, list_models())} See vmamba.list_models().")
+        tags = ", ".join(f"'{plain}.{known}'" for known in model_tags(short))
+        raise UserError(f"unknown tag '{tag}' of the model '{plain}'; name '{plain}' or {tags}")
     return timm.create_model(name, **kwargs)
 
 

@@ -58,6 +58,18 @@ def test_any_channels_sizes_and_gradients(kind: type[nn.Module]) -> None:
     for wrong in ([0, 1, 5], [0, 1, -1], [0.0, 0.5, 1.0]):
         with pytest.raises(UserError, match="input_channel_order: expected channels from 0 to 4, got "):
             model(images(3), input_channel_order=wrong)
+    for mask in ([True, False, True], torch.tensor([True, False, True])):
+        with pytest.raises(UserError, match="input_channel_order: expected channels from 0 to 4, got a mask"):
+            model(images(3), input_channel_order=mask)
+
+
+def test_channels_are_named_without_a_look_at_another_device() -> None:
+    model = ChannelVim(**NANO, device="meta").eval()
+    x = images(3).to("meta")
+    for names in ([4, 1, 2], torch.tensor([4, 1, 2]), torch.tensor([4, 1, 2], dtype=torch.uint8, device="meta")):
+        assert model(x, input_channel_order=names).shape == (2, 4)
+    with torch.device("meta"), pytest.raises(UserError, match=r"from 0 to 4, got \[0, 1, 5\]"):
+        model(x, input_channel_order=[0, 1, 5])
 
 
 @pytest.mark.parametrize("order", ["Channel-First", "Spatial-First"])

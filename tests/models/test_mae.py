@@ -170,6 +170,7 @@ def test_checkpointing_and_emptied_models() -> None:
         (dict(stride=2), "stride: patches must not overlap, so it is patch_size 4, got 2"),
         (dict(mask_ratio="0.5"), "mask_ratio: expected a number from 0 to below 1, got '0.5'"),
         (dict(decoder_embed_dim=6), "decoder_embed_dim: a table of sines and cosines needs a multiple of 4, got 6"),
+        (dict(in_chans=0), "in_chans: expected an int of at least 1, got 0"),
         (dict(decoder_depth=-1), "decoder_depth: expected an int of at least 1, got -1"),
         (dict(scaling_factor="0.25"), "scaling_factor: expected a number above 0, got '0.25'"),
         (dict(img_size=18), r"img_size: expected multiples of patch_size 4, got \(18, 18\)"),

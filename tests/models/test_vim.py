@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 
 import vmamba
 from vmamba.errors import UserError
-from vmamba.models import FastVim, Vim, VimLN
+from vmamba.models import SS2D, VSSM, FastVim, Vim, VimLN
+from vmamba.models.argument_checks import pair
 from vmamba.models.class_tokens import resize_token_embed
 from vmamba.models.fastvim_mixer import FastVimMixer
 from vmamba.models.vim_mixer import VimMixer
@@ -110,10 +112,15 @@ def test_parameters_are_the_published_ones(name: str) -> None:
 def test_these_are_all() -> None:
     assert {name for name in vmamba.list_models() if "vmamba" not in name} >= set(PARAMETERS)
     assert vmamba.list_models("vim_*stride8") == ["vim_small_stride8", "vim_tiny_stride8"]
-    assert isinstance(vmamba.create_model("vim_tiny.in1k", device="meta", depth=1), Vim), "timm's tag"
     for other in ("deit_tiny_patch16_224", "vim_tinny"):
         with pytest.raises(UserError, match=f"unknown model '{other}'"):
             vmamba.create_model(other)
+    for name in ("vim_tiny", next(iter(LONG))):
+        assert isinstance(vmamba.create_model(f"{name}.in1k", device="meta", depth=1), Vim)
+        with pytest.raises(
+            UserError, match=f"unknown tag 'in21k' of the model '{name}'; name '{name}' or '{name}.in1k'"
+        ):
+            vmamba.create_model(f"{name}.in21k", device="meta")
 
 
 @pytest.mark.parametrize("name", LONG)
@@ -457,14 +464,20 @@ def test_features_of_pairs_and_pruning() -> None:
         (FastVim, dict(scaling_factor=math.nan), "scaling_factor: expected a number above 0, got nan"),
         (Vim, dict(stride=0), "stride: expected an int of at least 1, got 0"),
         (Vim, dict(stride=2.5), "stride: expected an int of at least 1, got 2.5"),
-        (Vim, dict(in_chans=0), "channels: expected an int of at least 1, got 0"),
+        (Vim, dict(in_chans=0), "in_chans: expected an int of at least 1, got 0"),
+        (Vim, dict(channels=0), "channels: expected an int of at least 1, got 0"),
         (Vim, dict(num_classes=None), "num_classes: expected an int of at least 0, got None"),
         (Vim, dict(drop_rate="x"), "drop_rate: expected a number from 0 to below 1, got 'x'"),
-        (Vim, dict(norm_epsilon=-1e-5), "norm_epsilon: expected a number above 0, got -1e-05"),
+        (Vim, dict(norm_epsilon=-1e-5), "norm_epsilon: expected a number of at least 0, got -1e-05"),
         (Vim, dict(initializer_cfg=dict(n_residuals_per_layer=0)), "n_residuals_per_layer: expected a number above 0"),
         (Vim, dict(global_pool="mean"), "global_pool: 'mean' is not one of token, avg, max, last, ''"),
-        (Vim, dict(ssm_cfg=dict(dt_rank=0)), "dt_rank: expected an int of at least 1, got 0"),
-        (Vim, dict(ssm_cfg=dict(dt_rank="big")), "dt_rank: expected an int of at least 1, got 'big'"),
+        (Vim, dict(norm_epsilon=math.inf), "norm_epsilon: expected a number of at least 0, got inf"),
+        (Vim, dict(ssm_cfg=dict(dt_rank=0)), "dt_rank: expected 'auto' or an int of at least 1, got 0"),
+        (Vim, dict(ssm_cfg=dict(dt_rank=4.5)), "dt_rank: expected 'auto' or an int of at least 1, got 4.5"),
+        (Vim, dict(ssm_cfg=dict(dt_rank="big")), "dt_rank: expected 'auto' or an int of at least 1, got 'big'"),
+        (Vim, dict(ssm_cfg=dict(dt_rank=None)), "dt_rank: expected 'auto' or an int of at least 1, got None"),
+        (Vim, dict(img_size=(12, 12, 12)), r"img_size: expected an int or \(H, W\), got \(12, 12, 12\)"),
+        (Vim, dict(img_size="12"), r"img_size: expected an int or \(H, W\), got '12'"),
         (Vim, dict(ssm_cfg=dict(d_conv=9)), "d_conv: expected an int from 1 to 8, got 9"),
         (Vim, dict(ssm_cfg=dict(expand="x")), "expand: expected a number above 0, got 'x'"),
         (Vim, dict(ssm_cfg=dict(dt_min=0)), "dt_min: expected a number above 0, got 0"),
@@ -477,6 +490,23 @@ def test_features_of_pairs_and_pruning() -> None:
 def test_bad_arguments_are_named(kind: type[nn.Module], options: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         kind(**{**NANO, **options})
+
+
+@pytest.mark.parametrize("rank", [4, 4.0, "4", np.int64(4)])
+def test_a_rank_may_be_any_number_that_is_whole(rank: Any) -> None:
+    assert VimMixer(16, dt_rank=rank).dt_proj.weight.shape == (32, 4)
+    assert SS2D(16, dt_rank=rank).dt_rank == 4
+
+
+@pytest.mark.parametrize("size", [(12, 8), [12, np.int32(8)], np.array([12, 8]), torch.tensor([12, 8])], ids=repr)
+def test_a_size_may_be_any_two_ints(size: Any) -> None:
+    assert Vim(**{**NANO, "img_size": size}, device="meta").grid == (3, 2)
+    assert VSSM(depths=(1,), dims=8, imgsize=size, device="meta").imgsize == (12, 8)
+    assert pair("img_size", np.int64(12)) == (12, 12)
+
+
+def test_a_norm_may_do_without_an_epsilon() -> None:
+    assert nano(norm_epsilon=0).norm_f.eps == 0
 
 
 @pytest.mark.parametrize(

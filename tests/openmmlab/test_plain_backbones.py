@@ -78,6 +78,7 @@ def test_an_autoencoders_weights_lose_their_class_token_which_has_the_first_row(
         source = kind(**decoder, **sizes)
         torch.save({"model": source.state_dict()}, tmp_path / "mae.pth")
         model = backbone(pretrained=str(tmp_path / "mae.pth"), out_indices=(2,), **SMALL)
+        assert model.class_token == "none" and model.trained_class_token == ("middle" if first else "none")
         assert torch.equal(model.pos_embed, source.pos_embed[:, first:])
         assert torch.equal(model.layers[2].mixer.A_log, source.layers[2].mixer.A_log)
 

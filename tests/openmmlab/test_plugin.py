@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,13 +19,14 @@ from torch import Tensor, nn
 
 from vmamba.errors import UserError
 from vmamba.models.vssm import VSSM
-from vmamba.openmmlab import MM_VSSM, forks, operators
+from vmamba.openmmlab import MM_VSSM, forks, operators, pretrained
 from vmamba.openmmlab.layer_decay import layer_scales
 from vmamba.weights import CheckpointError, WeightsDoNotFit
 
 SMALL = dict(
     dims=8, depths=(1, 1, 1, 1), norm_layer="ln2d", ssm_d_state=1, patchembed_version="v2", downsample_version="v3"
 )
+LONG = "vim_tiny_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2"
 
 
 def small(**kwargs) -> MM_VSSM:
@@ -99,6 +101,13 @@ def test_pretrained_is_loaded_and_kept_by_a_runner(tmp_path):
     )
     with pytest.raises(WeightsDoNotFit, match="missing"):
         small(pretrained=str(tmp_path / "part.pth"))
+
+
+@pytest.mark.parametrize("name", ["vim_tiny", "vim_tiny.in1k", LONG, f"{LONG}.in1k"])
+def test_pretrained_takes_every_name_of_a_model(name, monkeypatch):
+    monkeypatch.setattr(pretrained, "fetch_pretrained", lambda short: Path("released", short))
+    assert pretrained.weights_file(name) == Path("released", "vim_tiny")
+    assert pretrained.weights_file(f"{name}.pth") == Path(f"{name}.pth"), "a file's name"
 
 
 def test_weights_are_drawn_once():

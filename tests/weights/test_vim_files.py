@@ -146,6 +146,16 @@ def test_a_file_given_to_a_published_factory(tmp_path) -> None:
     assert torch.equal(maps(torch.ones(1, 3, 64, 64))[0], expected)
 
 
+@pytest.mark.parametrize("key", ["layers.0.mixer.strange", "layers.2.mixer.D", "strange"])
+def test_a_strange_key_in_a_file_is_an_error_where_only_features_are_taken(key: str, tmp_path) -> None:
+    small: dict[str, Any] = dict(depth=2, embed_dim=16, img_size=64)
+    state = state_of(timm.create_model("fastvim_base", **small))
+    torch.save({"state_dict": {**state, key: torch.zeros(1)}}, tmp_path / "weights.ckpt")
+    options: dict[str, Any] = dict(features_only=True, out_indices=(0,), **small)
+    with pytest.raises(WeightsDoNotFit, match="1 unexpected"):
+        timm.create_model("fastvim_base", **options, pretrained_checkpoint_path=tmp_path / "weights.ckpt")
+
+
 def test_weights_without_rotations_fit_a_network_that_has_them() -> None:
     state = state_of(Vim(**NANO))
     model = Vim(**NANO, if_rope=True)

@@ -85,19 +85,27 @@ class ChannelTokens(Vim):
 
     def forward(self, x: Tensor, input_channel_order: Sequence[int] | Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Logits; `input_channel_order` names the channels of x among those that are built for, else the first ones."""
-        names = None
-        if input_channel_order is not None:
-            names = torch.as_tensor(input_channel_order, device=x.device)
-            if names.shape != x.shape[1:2]:
-                raise ValueError(f"input_channel_order: expected {x.shape[1]} numbers, got {tuple(names.shape)}")
-            if not torch.compiler.is_compiling() and not set(names.tolist()) <= set(range(self.in_chans)):
-                known = f"channels from 0 to {self.in_chans - 1}"
-                raise UserError(f"input_channel_order: expected {known}, got {names.tolist()}")
-            names = names.long()
+        names = None if input_channel_order is None else self._named(x, input_channel_order)
         tokens, sequence = self._embedded(x, names)
         for stage in self._stream(tokens, sequence):
             tokens = stage
         return pooled_logits(self._normed(tokens), sequence.places, self.global_pool, self.head)
+
+    def _named(self, x: Tensor, order: Sequence[int] | Tensor) -> Tensor:
+        """The numbers [C'] of the channels of x, on its device.
+
+        A tensor on another device than the CPU has its numbers unseen: to look would wait for the device.
+        """
+        names = order if isinstance(order, Tensor) else torch.as_tensor(order, device="cpu")
+        if names.shape != x.shape[1:2]:
+            raise ValueError(f"input_channel_order: expected {x.shape[1]} numbers, got {tuple(names.shape)}")
+        known = f"channels from 0 to {self.in_chans - 1}"
+        if names.dtype is torch.bool:
+            raise UserError(f"input_channel_order: expected {known}, got a mask; give the numbers of the channels")
+        seen = names.device.type == "cpu" and not torch.compiler.is_compiling()
+        if seen and not set(names.tolist()) <= set(range(self.in_chans)):
+            raise UserError(f"input_channel_order: expected {known}, got {names.tolist()}")
+        return names.to(x.device, torch.long)
 
     def _map(self, x: Tensor, sequence: Sequence2d, layout: str) -> Tensor:
         """The mean over the channels of the tokens of each patch, as a map."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .argument_checks import check_rate
+from .argument_checks import check_rate, pair
 from .class_tokens import class_token_places, insert_tokens, without_tokens
 from .layers import LayerNorm, find
 from .masked_mixer import KeptTokens, MaskedBlock, MaskedFastVimMixer
@@ -24,7 +24,7 @@ from .sincos import sincos_table
 from .vim_block import Block, RMSNorm, swap_axes
 from .vim_checks import check_vim_arguments, refuse_unknown
 from .vim_mixer import VimMixer, wide
-from .vim_patches import PatchEmbed, pair
+from .vim_patches import PatchEmbed
 
 
 class MaskedAutoencoder(Network):
@@ -73,9 +73,9 @@ class MaskedAutoencoder(Network):
                 patch_size=patch_size,
                 depth=depth,
                 embed_dim=embed_dim,
-                channels=channels if in_chans is None else in_chans,
                 decoder_embed_dim=decoder_embed_dim,
                 decoder_depth=decoder_depth,
+                **({"channels": channels} if in_chans is None else {"in_chans": in_chans}),
             ),
             rates=dict(mask_ratio=mask_ratio),
             norm_epsilon=norm_epsilon,

@@ -22,6 +22,7 @@ from vmamba_kernels.depthwise_silu import fuses as fuses_convolution
 from vmamba_kernels.ss2d import fuses, ss2d
 
 from ..errors import UserError
+from .argument_checks import int_or_auto
 from .forward_type import ForwardType, parse_forward_type
 from .layers import LayerNorm, find, plainly_used, to_channel_first, to_channel_last
 
@@ -97,8 +98,8 @@ class SS2D(nn.Module):
         self.channel_first = channel_first
         self.d_inner = inner = int(ssm_ratio * d_model)
         self.d_state = d_state
-        self.dt_rank = rank = math.ceil(d_model / 16) if dt_rank == "auto" else int(dt_rank)
-        for name, value in (("ssm_ratio * d_model", inner), ("d_state", d_state), ("dt_rank", rank)):
+        self.dt_rank = rank = int_or_auto("dt_rank", dt_rank, auto=math.ceil(d_model / 16))
+        for name, value in (("ssm_ratio * d_model", inner), ("d_state", d_state)):
             if value < 1:
                 raise UserError(f"{name}: must be at least 1, got {value}")
         self.k_group = groups = scan_order(self.options.scan_order, 1, 1).shape[0]

@@ -19,7 +19,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .argument_checks import check_int
+from .argument_checks import check_int, pair
 from .class_tokens import (
     CLASS_TOKENS,
     class_token_kind,
@@ -35,7 +35,7 @@ from .vim_block import Block, Grid, RMSNorm, swap_axes
 from .vim_checks import check_vim_arguments, refuse_unknown
 from .vim_keys import read_vim_keys
 from .vim_mixer import VimMixer, wide
-from .vim_patches import PatchEmbed, pair
+from .vim_patches import PatchEmbed
 from .vim_pools import POOLS, pool_name, pooled_logits
 
 CLASS_TOKEN_NAMES: dict[str, tuple[str, ...]] = {
@@ -129,7 +129,7 @@ class Vim(Network):
                 stride=stride,
                 depth=depth,
                 embed_dim=embed_dim,
-                channels=channels if in_chans is None else in_chans,
+                **({"channels": channels} if in_chans is None else {"in_chans": in_chans}),
             ),
             rates=dict(drop_rate=drop_rate, drop_path_rate=drop_path_rate),
             norm_epsilon=norm_epsilon,
@@ -206,6 +206,11 @@ class Vim(Network):
         return [getattr(self, name) for name in CLASS_TOKEN_NAMES[self.class_token]]
 
     # sizes
+
+    @property
+    def trained_class_token(self) -> str:
+        """The kind of class token of the classifier whose weights are loaded; a dense backbone has none itself."""
+        return self.class_token
 
     @property
     def embedded_token(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import UserError, closest
-from .argument_checks import check_int, check_positive, check_rate
+from .argument_checks import check_int, check_not_negative, check_positive, check_rate
 from .vim_mixer import VimMixer
 
 # Arguments of the mixer that the model itself sets, not `ssm_cfg`.
@@ -46,7 +46,7 @@ def check_vim_arguments(
         raise UserError(f"depth: if_bidirectional takes the blocks in pairs, got {counts['depth']} blocks")
     for argument, value in rates.items():
         check_rate(argument, value)
-    check_positive("norm_epsilon", norm_epsilon)
+    check_not_negative("norm_epsilon", norm_epsilon)
     of_mixer = [name for name in _parameters(VimMixer) if name not in _OF_THE_MODEL]
     for argument, given, known in (
         ("ssm_cfg", ssm_cfg, of_mixer),

@@ -25,6 +25,9 @@ class OfTokens(Protocol):
     rope: Rope | None
 
     @property
+    def trained_class_token(self) -> str: ...
+
+    @property
     def embedded_token(self) -> str: ...
 
     def resized_embed(self, pos_embed: Tensor, old: tuple[int, int]) -> Tensor: ...
@@ -50,8 +53,7 @@ def read_vim_keys(
     embed = state.get(key)
     if embed is not None and embed.dim() == 3 and model.pos_embed is not None:
         # a dense backbone has no class token itself, and takes the row of the classifier's out where that stood
-        place = getattr(model, "trained_class_token", model.class_token)
-        moves = autoencoder and f"{prefix}cls_token" in state and place == "middle"
+        moves = autoencoder and f"{prefix}cls_token" in state and model.trained_class_token == "middle"
         if moves and not model.legacy_resize:
             rows = embed.shape[1] - 1
             embed = insert_tokens(embed[:, 1:], [embed[:, :1]], class_token_places("middle", rows))

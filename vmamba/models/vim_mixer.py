@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vmamba_kernels import causal_conv1d, selective_scan
+from vmamba_kernels.causal_conv1d.arguments import MAX_WIDTH
 from vmamba_kernels.mamba_inner import fuses, mamba_inner
+from vmamba_kernels.selective_scan.arguments import MAX_STATES
 
-from .argument_checks import check_int, check_positive
+from .argument_checks import check_int, check_positive, int_or_auto
 from .layers import LayerNorm, find, plainly_used
 
 BIMAMBA_TYPES = ("v2", "v1", "none")
-LARGEST_STATE = 256
-WIDEST_CONVOLUTION = 8
 
 
 def wide(x: Tensor) -> Tensor:
@@ -79,13 +79,11 @@ class VimMixer(nn.Module):
         check_positive("expand", expand)
         self.d_inner = inner = int(expand * d_model)
         self.d_state = d_state
-        rank: Any = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
-        self.dt_rank: int = rank
+        self.dt_rank = rank = int_or_auto("dt_rank", dt_rank, auto=math.ceil(d_model / 16))
         for name, count, most in (
             ("expand * d_model", inner, None),
-            ("d_state", d_state, LARGEST_STATE),
-            ("dt_rank", rank, None),
-            ("d_conv", d_conv, WIDEST_CONVOLUTION),
+            ("d_state", d_state, MAX_STATES),
+            ("d_conv", d_conv, MAX_WIDTH),
         ):
             check_int(name, count, most=most)
         for name, value in (("dt_min", dt_min), ("dt_max", dt_max), ("dt_scale", dt_scale)):

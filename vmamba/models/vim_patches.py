@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -96,11 +95,3 @@ class ChannelPatchEmbed(PatchEmbed):
     def forward(self, x: Tensor, channels: Tensor | None = None) -> Tensor:
         names = self.channel_embed.weight[: x.shape[1]] if channels is None else self.channel_embed(channels)
         return self.proj(self._padded(x)[:, None]).permute(0, 2, 3, 4, 1) + names[:, None, None]
-
-
-def pair(name: str, size: int | Sequence[int]) -> tuple[int, int]:
-    """(H, W) from an int or a pair; UserError naming the argument otherwise."""
-    sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, Sequence) else ()
-    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
-        raise UserError(f"{name}: expected an int or (H, W), got {size!r}")
-    return sides

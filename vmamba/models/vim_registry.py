@@ -16,6 +16,9 @@ from ..weights.fetching import fetch_pretrained
 from ..weights.loading import load_weights
 from ..weights.released import released_classifier
 
+# The published long names, and the name here of the model of each.
+LONG_NAMES: dict[str, str] = {}
+
 
 def default_cfgs(names: tuple[str, ...], license: str, **kwargs: Any) -> Mapping[str, Any]:
     """timm's pretrained configurations of models by name, with the addresses of the released weights."""
@@ -73,12 +76,9 @@ def create(kind: Callable[..., nn.Module], variant: str, pretrained: bool, publi
     if checkpoint:
         # What `features_only` wraps has lost the blocks after the last feature, the final norm and the head.
         wrapped = isinstance(model, FeatureGetterNet)
-        load_weights(
-            model.model if wrapped else model,
-            checkpoint,
-            allow_head_mismatch=True,
-            allow_unexpected=("layers.*", "norm_f.*", "head.*") if wrapped else (),
-        )
+        network = model.model if wrapped else model
+        lost = [f"layers.{i}.*" for i in range(len(network.layers), depth)] + ["norm_f.*", "head.*"] if wrapped else []
+        load_weights(network, checkpoint, allow_head_mismatch=True, allow_unexpected=lost)
     return model
 
 
@@ -88,6 +88,7 @@ def register_alias(name: str, entry: Callable[..., nn.Module]) -> None:
     def alias(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         return entry(pretrained, **kwargs)
 
+    LONG_NAMES[name] = entry.__name__
     alias.__name__ = alias.__qualname__ = name
     alias.__module__ = entry.__module__
     alias.__doc__ = f"`{entry.__name__}` under its published name."

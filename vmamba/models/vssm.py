@@ -21,6 +21,7 @@ from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 
 from ..errors import UserError, closest
+from .argument_checks import pair
 from .block import VSSBlock
 from .classifier import Classifier, init_linear
 from .forward_type import ForwardType
@@ -84,7 +85,8 @@ class VSSM(Network):
             patch_size,
             ssm_d_state,
             ssm_conv,
-            rates=dict(ssm_ratio=ssm_ratio, mlp_ratio=mlp_ratio, drop_path_rate=drop_path_rate),
+            drop_path_rate,
+            ratios=dict(ssm_ratio=ssm_ratio, mlp_ratio=mlp_ratio),
             names=dict(
                 patchembed_version=patchembed_version,
                 downsample_version=downsample_version,
@@ -110,7 +112,7 @@ class VSSM(Network):
         self.patch_embed = patch_embed(
             patchembed_version, in_chans, self.dims[0], patch_size, stem_norm, self.channel_first, **dd
         )
-        self.imgsize = _pair(imgsize)
+        self.imgsize = pair("imgsize", imgsize)
         self.add_pos_embed = True
         self.pos_embed: nn.Parameter | None = None
         if posembed:
@@ -195,7 +197,7 @@ class VSSM(Network):
             raise UserError(f"patch_size: fixed at {self.patch_size}, got {patch_size}; build another model")
         if img_size is None:
             return
-        size = _pair(img_size)
+        size = pair("img_size", img_size)
         grid = self._pos_size(size)
         self.imgsize = size
         if self.pos_embed is not None:
@@ -406,15 +408,6 @@ def with_pos_embed(x: Tensor, pos: Tensor, channel_first: bool) -> Tensor:
     if torch.compiler.is_compiling() or pos.shape[2:] != (height, width):
         pos = resize_pos_embed(pos, (height, width))
     return x + (pos if channel_first else pos.permute(0, 2, 3, 1))
-
-
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """(H, W) from an int or a pair."""
-    if isinstance(size, int):
-        return size, size
-    if len(size) != 2:
-        raise UserError(f"imgsize: expected an int or (H, W), got {size}")
-    return size[0], size[1]
 
 
 def _refuse_unknown(unknown: dict[str, Any]) -> None:

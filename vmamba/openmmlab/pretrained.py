@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlparse
 from mmengine.dist import barrier, get_rank
 
 from vmamba.errors import UserError
+from vmamba.models import short_name
 from vmamba.weights import fetch_pretrained, weights_folder
 from vmamba.weights.fetching import download
 
@@ -17,8 +18,9 @@ from vmamba.weights.fetching import download
 def weights_file(pretrained: str) -> Path:
     """Return the file of `pretrained`: a path, an address, or a model's name, whose released weights are meant.
 
-    What is not there is fetched, by the first process before the others. Raises `UserError` for an empty name and
-    `CheckpointError` for what cannot be fetched; whether a path exists is seen when it is read.
+    The published long names and timm's tags are names too. What is not there is fetched, by the first process before
+    the others. Raises `UserError` for an empty name and `CheckpointError` for what cannot be fetched; whether a path
+    exists is seen when it is read.
     """
     if not pretrained:
         raise UserError(
@@ -34,10 +36,9 @@ def weights_file(pretrained: str) -> Path:
 
 
 def _located(pretrained: str) -> Path:
-    from vmamba import list_models
-
-    if pretrained in list_models():
-        return fetch_pretrained(pretrained)
+    short = short_name(pretrained)
+    if short is not None:
+        return fetch_pretrained(short)
     if not pretrained.startswith(("http://", "https://")):
         return Path(os.path.expanduser(pretrained))
     named = Path(unquote(urlparse(pretrained).path)).name

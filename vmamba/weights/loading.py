@@ -31,7 +31,7 @@ def load_weights(
     allow_missing: Iterable[str] = (),
     allow_unexpected: Iterable[str] = (),
     quiet: bool = False,
-    name: str = "",
+    source_name: str = "",
 ) -> LoadReport:
     """Load weights from a file or a dict into `model`; print and return a `LoadReport`.
 
@@ -40,10 +40,10 @@ def load_weights(
     touched, except: the classifier's last layer with `allow_head_mismatch` (it keeps its fresh values), keys that match
     a pattern of `allow_missing` or `allow_unexpected`, and those that a part of the model calls `optional_keys`.
     `prefer_ema` takes the averaged weights of a training checkpoint where it has them; `entry` names one entry.
-    The report goes to standard error, from the first process only; `quiet` leaves that to the caller. `name` is what
-    messages call a dict, such as the file that it was read from.
+    The report goes to standard error, from the first process only; `quiet` leaves that to the caller. `source_name` is
+    what messages call a dict, such as the file that it was read from.
     """
-    name = str(source) if isinstance(source, str | Path) else name or "the given dict"
+    name = str(source) if isinstance(source, str | Path) else source_name or "the given dict"
     payload = load_checkpoint(source) if isinstance(source, str | Path) else source
     report, state = fit_weights(
         model,
